@@ -1,0 +1,426 @@
+//! What travels between agent, launcher and monitors: one JSON object a line over a Unix stream socket,
+//! descriptors beside it by SCM_RIGHTS.
+//!
+//! Invariants: every first message of a connection carries `version`; a peer that gets a version it does not
+//! know answers [`Reply::Refused`] and closes. Fields are only ever added, with a default: old monitors live
+//! under a new agent and the other way round, so nothing here uses `deny_unknown_fields`.
+//!
+//! The connection on which the agent sends a [`LaunchRequest`] becomes the connection to the monitor: the
+//! launcher checks the request, forks the monitor, and the monitor answers on the very same socket. Later
+//! (after a restart of the agent) the agent connects to `RUN/monitors/ID.sock` and sends [`Command::Hello`].
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use berth_rt::sched::Scheduler;
+use berth_runtime::proof::{Fact, Proof};
+use serde::{Deserialize, Serialize};
+
+/// Version of every message and of the monitor's files.
+pub const VERSION: u32 = 1;
+
+/// The first line on the launcher's socket.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "kebab-case")]
+pub enum LauncherRequest {
+    /// Fork a monitor and create one container; the connection is the monitor's from then on.
+    Launch(Box<LaunchRequest>),
+    /// Kill and free what a dead monitor left behind (cgroup, state). Answered by [`Reply::Done`].
+    Sweep {
+        /// [`VERSION`].
+        version: u32,
+        /// The container whose monitor is gone.
+        id: String,
+    },
+    /// Is anybody there? Answered by [`Reply::Done`].
+    Ping {
+        /// [`VERSION`].
+        version: u32,
+    },
+}
+
+/// Everything the launcher needs to know of one container. No security setting travels here: the launcher
+/// resolves `profile` itself and writes the OCI document itself, so that an agent that lies cannot weaken one.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LaunchRequest {
+    /// [`VERSION`].
+    pub version: u32,
+    /// Container id, `[a-z0-9][a-z0-9._-]{0,127}`.
+    pub id: String,
+    /// Name of the workload it is an instance of.
+    pub workload: String,
+    /// Manifest digest (`sha256:…`) of an image in the launcher's store.
+    pub image: String,
+    /// Name of the security profile.
+    pub profile: String,
+    /// What runs.
+    pub process: ProcessRequest,
+    /// Host name inside; the container id where absent.
+    #[serde(default)]
+    pub hostname: Option<String>,
+    /// The cores and memory nodes reserved for it.
+    pub placement: PlacementRequest,
+    /// Scheduling policy of its first thread, inherited by the others.
+    #[serde(default)]
+    pub scheduler: Option<Scheduler>,
+    /// Timer slack in nanoseconds (`PR_SET_TIMERSLACK`), set in the parent before the clone.
+    #[serde(default)]
+    pub timer_slack_ns: Option<u64>,
+    /// Share of the real-time budget, where the node has RT_GROUP_SCHED on v1.
+    #[serde(default)]
+    pub rt_budget: Option<RtBudget>,
+    /// Memory limit in bytes.
+    #[serde(default)]
+    pub memory_bytes: Option<u64>,
+    /// Most tasks it may have.
+    #[serde(default)]
+    pub pids: Option<u64>,
+    /// Host devices it gets at once (an armed container gets them with [`Command::Start`]).
+    #[serde(default)]
+    pub devices: Vec<DeviceGrant>,
+    /// Network interfaces moved into it.
+    #[serde(default)]
+    pub interfaces: Vec<InterfaceGrant>,
+    /// Its network namespace.
+    #[serde(default)]
+    pub network: Network,
+    /// Bind mounts.
+    #[serde(default)]
+    pub mounts: Vec<BindMount>,
+    /// How it is stopped.
+    pub stop: StopRequest,
+    /// Most bytes of log kept (two files of half of it).
+    pub log_max_bytes: u64,
+    /// Free labels, kept for the agent.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// True: create and pre-prove, then wait for [`Command::Start`]. False: start at once.
+    #[serde(default)]
+    pub armed: bool,
+    /// Opaque words of the agent's (device syspath, rule, generation, …), given back in [`Status`].
+    #[serde(default)]
+    pub notes: BTreeMap<String, String>,
+}
+
+/// What runs. Empty fields mean the image's own configuration.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ProcessRequest {
+    /// Replaces the image's entrypoint (and its cmd) when not empty.
+    #[serde(default)]
+    pub command: Vec<String>,
+    /// Replaces the image's cmd when not empty.
+    #[serde(default)]
+    pub args: Vec<String>,
+    /// Added to the image's environment, in order; later wins.
+    #[serde(default)]
+    pub env: Vec<(String, String)>,
+    /// Working directory, absolute.
+    #[serde(default)]
+    pub cwd: Option<String>,
+}
+
+/// Cores and memory nodes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PlacementRequest {
+    /// CPU list in the kernel's form (`2-3,8`).
+    pub cpus: String,
+    /// Memory nodes in the same form; empty: those of the parent.
+    #[serde(default)]
+    pub mems: String,
+    /// True for `cpus: shared`: the housekeeping pool.
+    pub shared: bool,
+    /// True: refuse unless the kernel says the cores are isolated.
+    #[serde(default)]
+    pub require_isolated: bool,
+}
+
+/// `cpu.rt_runtime_us` and `cpu.rt_period_us` of cgroup v1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RtBudget {
+    /// Microseconds of each period.
+    pub runtime_us: u64,
+    /// Period in microseconds.
+    pub period_us: u64,
+}
+
+/// One device node and the permission to use it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceGrant {
+    /// True for a block device, false for a character device.
+    pub block: bool,
+    /// Major number.
+    pub major: u32,
+    /// Minor number.
+    pub minor: u32,
+    /// Path inside, absolute and below /dev.
+    pub path: String,
+    /// Any of `r`, `w`, `m`.
+    pub access: String,
+    /// File mode of the node.
+    pub mode: u32,
+    /// Owner inside.
+    pub uid: u32,
+    /// Group inside.
+    pub gid: u32,
+}
+
+/// One network interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceGrant {
+    /// Name in the host's namespace.
+    pub name: String,
+    /// Index in the host's namespace: the move is refused when name and index disagree.
+    pub index: u32,
+    /// New name inside.
+    #[serde(default)]
+    pub rename: Option<String>,
+}
+
+/// Network namespace.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Network {
+    /// One of its own, with the loopback interface only.
+    #[default]
+    None,
+    /// The host's.
+    Host,
+}
+
+/// One bind mount, always nosuid and nodev.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BindMount {
+    /// On the host, absolute.
+    pub source: PathBuf,
+    /// Inside, absolute.
+    pub destination: PathBuf,
+    /// Read-only, recursively.
+    pub read_only: bool,
+}
+
+/// How a container is stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StopRequest {
+    /// Signal number sent first.
+    pub signal: i32,
+    /// Milliseconds until SIGKILL.
+    pub grace_ms: u64,
+}
+
+/// What the agent (or `berth exec`) asks of a monitor.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "kebab-case")]
+pub enum Command {
+    /// First line on a monitor's own socket; answered by [`Reply::Status`], with the container's pidfd beside
+    /// it where it lives. From then on events come to this connection too.
+    Hello {
+        /// [`VERSION`].
+        version: u32,
+    },
+    /// Let an armed container go, with the device it waited for. Answered by events.
+    Start {
+        /// Replaces the process's args where not empty.
+        #[serde(default)]
+        args: Vec<String>,
+        /// Added to the environment.
+        #[serde(default)]
+        env: Vec<(String, String)>,
+        /// Devices injected before exec.
+        #[serde(default)]
+        devices: Vec<DeviceGrant>,
+        /// Interfaces moved in before exec.
+        #[serde(default)]
+        interfaces: Vec<InterfaceGrant>,
+        /// Labels added.
+        #[serde(default)]
+        labels: BTreeMap<String, String>,
+        /// Notes added.
+        #[serde(default)]
+        notes: BTreeMap<String, String>,
+    },
+    /// Stop signal, grace, SIGKILL. Answered by [`Event::Exited`] in time.
+    Stop,
+    /// Send a signal to the container's first process. [`Reply::Done`].
+    Signal {
+        /// Signal number.
+        signal: i32,
+    },
+    /// Freeze every task (cgroup freezer). [`Reply::Done`].
+    Freeze,
+    /// Thaw. [`Reply::Done`].
+    Thaw,
+    /// Take the whole proof now. [`Reply::Proof`].
+    Prove,
+    /// How is it? [`Reply::Status`].
+    Status,
+    /// Run one more process inside; stdin, stdout, stderr come by SCM_RIGHTS with this line (three
+    /// descriptors). Answered by [`Reply::ExecStarted`], later [`Reply::ExecExited`].
+    Exec {
+        /// [`VERSION`]: may be the first line of a connection of its own.
+        version: u32,
+        /// Program and arguments.
+        args: Vec<String>,
+        /// Added to the container's environment.
+        #[serde(default)]
+        env: Vec<(String, String)>,
+        /// Working directory.
+        #[serde(default)]
+        cwd: Option<String>,
+    },
+    /// The agent has noted the exit: forget the container and end. [`Reply::Done`] is the last word.
+    Release,
+}
+
+/// What comes back: answers and events share the connection; each line is one of these.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "kebab-case")]
+pub enum Reply {
+    /// Done, nothing more to say.
+    Done,
+    /// Refused or failed.
+    Refused(Refusal),
+    /// The container's state.
+    Status(Box<Status>),
+    /// A proof taken on request.
+    Proof(Proof),
+    /// An exec'd process runs.
+    ExecStarted {
+        /// In the host's pid namespace.
+        pid: i32,
+    },
+    /// An exec'd process ended.
+    ExecExited(Exit),
+    /// Something happened.
+    Event(Box<Event>),
+}
+
+/// Why something did not happen; the three parts of every message to an operator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// The step that failed: `request`, `image`, `profile`, `create`, `prove`, `start`, `exec`, ….
+    pub stage: String,
+    /// What happened and where, the whole chain of causes.
+    pub message: String,
+    /// The setting to change, where there is one.
+    #[serde(default)]
+    pub hint: Option<String>,
+}
+
+/// What a monitor tells unasked.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// Created; an armed container stays here. The container's pidfd comes beside this line by SCM_RIGHTS.
+    Created {
+        /// First process, host pid namespace.
+        pid: i32,
+        /// Field 22 of /proc/PID/stat, clock ticks since boot.
+        start_time: u64,
+        /// The pre-proof of an armed container.
+        proof: Option<Proof>,
+    },
+    /// Proof at the exec stop held, and the first instruction runs.
+    Started {
+        /// The proof.
+        proof: Proof,
+        /// Microseconds of each step, in order.
+        timing: Vec<(String, u64)>,
+    },
+    /// The launch did not happen; all is freed. The monitor ends after [`Command::Release`].
+    Failed {
+        /// Why.
+        refusal: Refusal,
+        /// The proof, where one was taken.
+        proof: Option<Proof>,
+    },
+    /// The container ended; its cgroup, mounts and devices are freed.
+    Exited(Exit),
+    /// A proven fact no longer holds; sent once when it begins.
+    Drift {
+        /// The facts that do not hold.
+        facts: Vec<Fact>,
+    },
+    /// What had drifted holds again.
+    Restored,
+    /// Log output was dropped because the disk was slower than the container.
+    Dropped {
+        /// Bytes since the last such event.
+        bytes: u64,
+    },
+    /// An interface that had been moved in is gone from the container's namespace.
+    InterfaceGone {
+        /// Its name inside.
+        name: String,
+    },
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// Exit status, where it exited.
+    pub code: Option<i32>,
+    /// Signal, where it was killed.
+    pub signal: Option<i32>,
+    /// True where the kernel's memory killer ended it.
+    #[serde(default)]
+    pub oom: bool,
+    /// Nanoseconds since the epoch.
+    pub at: u64,
+}
+
+/// Where a container stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// Being made.
+    Creating,
+    /// Made and pre-proved; waits for its device.
+    Armed,
+    /// Proven and running.
+    Running,
+    /// Frozen by request.
+    Frozen,
+    /// Told to stop.
+    Stopping,
+    /// Ended; the monitor waits for [`Command::Release`].
+    Exited,
+    /// Never ran; the monitor waits for [`Command::Release`].
+    Failed,
+}
+
+/// A monitor's account of its container: enough for an agent without any state of its own.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// [`VERSION`] of the monitor.
+    pub version: u32,
+    /// The request as launched, with what [`Command::Start`] added.
+    pub request: LaunchRequest,
+    /// Where it stands.
+    pub phase: Phase,
+    /// The monitor itself.
+    pub monitor_pid: i32,
+    /// First process, where it lives.
+    pub pid: Option<i32>,
+    /// Field 22 of /proc/PID/stat.
+    pub start_time: Option<u64>,
+    /// `/proc/sys/kernel/random/boot_id`.
+    pub boot_id: String,
+    /// Nanoseconds since the epoch: created, started.
+    pub created_at: u64,
+    /// Absent until started.
+    pub started_at: Option<u64>,
+    /// How it ended.
+    pub exit: Option<Exit>,
+    /// Why it never ran.
+    pub failure: Option<Refusal>,
+    /// The last whole proof.
+    pub proof: Option<Proof>,
+    /// Facts that do not hold now.
+    pub drift: Vec<Fact>,
+    /// The log file written now.
+    pub log: PathBuf,
+    /// Bytes of output dropped so far.
+    pub dropped_bytes: u64,
+    /// Microseconds of each step of the launch.
+    pub timing: Vec<(String, u64)>,
+}

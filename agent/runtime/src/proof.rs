@@ -1,0 +1,55 @@
+//! The words of a proof: what was promised beside what the kernel says.
+
+use serde::{Deserialize, Serialize};
+
+/// One promised property and its actual value, read from the kernel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fact {
+    /// Stable dotted name: `cgroup.cpuset`, `sched.policy`, `caps.effective`, `seccomp.filters`, ….
+    pub name: String,
+    /// What was promised.
+    pub promised: String,
+    /// What the kernel says.
+    pub actual: String,
+    /// Where it was read: a path and field, or a system call.
+    pub source: String,
+    /// Does it hold?
+    pub holds: bool,
+}
+
+/// When a proof was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stage {
+    /// Before exec, of an armed container.
+    Armed,
+    /// At PTRACE_EVENT_EXEC, before the first user instruction.
+    ExecStop,
+    /// Later.
+    Running,
+}
+
+/// Every promise of one container beside what the kernel says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proof {
+    /// Host pid of the first process.
+    pub pid: i32,
+    /// When in the container's life.
+    pub stage: Stage,
+    /// Nanoseconds since the epoch.
+    pub at: u64,
+    /// One line for each fact.
+    pub facts: Vec<Fact>,
+}
+
+impl Proof {
+    /// Do all facts hold?
+    pub fn holds(&self) -> bool {
+        self.facts.iter().all(|f| f.holds)
+    }
+
+    /// The facts that do not.
+    pub fn failures(&self) -> impl Iterator<Item = &Fact> {
+        self.facts.iter().filter(|f| !f.holds)
+    }
+}

@@ -1,0 +1,2 @@
+//! The sample device worker.
+fn main() {}
