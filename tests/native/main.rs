@@ -1,0 +1,3 @@
+//! Journeys on this machine's kernel.
+
+fn main() {}

@@ -1,0 +1,14 @@
+# What a guest is made of. Sourced by build.sh; every list can be overridden from the environment.
+
+# Unpacked (never configured, so any architecture costs the same) into the guest's root file system.
+ROOT_PACKAGES="busybox-static kmod libkmod2 udev libudev1 libc6 libgcc-s1 libblkid1 libselinux1 libacl1
+ libattr1 libcap2 libpcre2-8-0 liblzma5 libzstd1 libssl3 libseccomp2 util-linux libmount1 libsmartcols1
+ libuuid1 libtinfo6 libcap2-bin zlib1g libcrypt1"
+
+# Needed by the initramfs to reach the root disk. crc32c is a soft dependency of ext4 that modprobe does not list.
+BOOT_MODULES="virtio_pci virtio_blk crc32c_generic ext4"
+
+# Needed by the tests.
+TEST_MODULES="virtio_console virtio_net virtio_rng 9p 9pnet_virtio overlay veth bridge tun loop squashfs
+ softdog i6300esb nvme e1000e e1000 igb xhci_pci usb_storage uas sd_mod usbserial ftdi_sio pl2303 cdc_acm
+ cdc_ether usbnet evdev"
