@@ -1,0 +1,55 @@
+# Every job sets up what it needs (apt, cargo) on a fresh Debian 12 machine, as root.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+SAMPLES := target/samples
+BERTH := target/release/berth
+
+.PHONY: help setup build samples run test test-unit test-native vm test-long check bench clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+
+build: ## the release binary, target/release/berth
+	@.ci/setup build
+	cargo build --release --locked -p berth
+
+samples: build ## the two sample images as OCI archives, target/samples
+	cargo rustc --release --locked -p device-worker -- -C target-feature=+crt-static
+	cargo run --release --locked -q -p berth-images --bin berth-sample-images -- $(SAMPLES) \
+	  --busybox /bin/busybox --worker target/release/device-worker
+
+run: samples ## the main job: plug a device, see its container proven, unplug it (KEEP=1 stays up)
+	@.ci/setup test
+	KEEP=$(KEEP) tests/run/journey.sh
+
+test: test-unit test-native vm ## all tests that one CI run can hold
+
+test-unit: ## unit, table and property tests of every crate, and those on this machine's kernel
+	@.ci/setup build test
+	cargo test --locked --workspace --exclude berth-tests
+
+test-native: samples ## the journeys on this machine's kernel
+	@.ci/setup test
+	cargo test --locked -p berth-tests --lib --test native
+
+vm: samples ## the guests: PREEMPT_RT, cgroup v2, real hotplug
+	@.ci/setup vm
+	cargo test --locked -p berth-tests --test vm
+
+test-long: ## the same tests with more rounds
+	BERTH_ROUNDS=10 $(MAKE) test
+
+bench: samples ## every figure of docs/SPECIFICATION.md, beside its peer, in one run
+	@.ci/setup bench
+	cargo run --release --locked -q -p berth-tests --bin berth-bench
+
+check: ## formatting, lints, licences, documentation
+	@.ci/setup build
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps -q
+	command -v cargo-deny >/dev/null || cargo install --locked -q cargo-deny
+	cargo deny --offline check bans licenses sources
+
+clean: ## what builds and the rig have made
+	rm -rf target .rig
