@@ -1,4 +1,15 @@
 //! The words of a proof: what was promised beside what the kernel says.
+//!
+//! [`Promise`] is everything one container is promised, written down by whoever set it up. `read` takes the
+//! actual values from the kernel alone (procfs, cgroup files, `sched_getattr`, `statx`) and lays the two side
+//! by side. What cannot be read does not hold.
+
+mod promise;
+
+pub use promise::{
+    CapabilitySets, CgroupFile, FileId, IdMap, IsolationPromise, MountPromise, NamespaceKind, NamespacePromise,
+    Promise, Rlimit, SeccompPromise,
+};
 
 use serde::{Deserialize, Serialize};
 
