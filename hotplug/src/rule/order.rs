@@ -1,0 +1,138 @@
+//! Which rule a device belongs to.
+//!
+//! Invariant: at most one. Of several rules that match, the one with the highest priority; two with the same
+//! highest priority are an error that names both, never a silent choice.
+
+use std::collections::HashMap;
+
+use thiserror::Error;
+
+use super::{Matched, Rule, View};
+use crate::event::Action;
+use crate::safe;
+
+/// A set of rules, arranged so that a device is only held against those that may match it.
+#[derive(Debug, Default)]
+pub struct Rules {
+    rules: Vec<Rule>,
+    /// Rules with a literal SUBSYSTEM, by subsystem.
+    by_subsystem: HashMap<String, Vec<usize>>,
+    /// All others.
+    any: Vec<usize>,
+}
+
+/// The rule of a device.
+#[derive(Debug)]
+pub struct Chosen<'r> {
+    /// The rule.
+    pub rule: &'r Rule,
+    /// What its match found out; needed to render its templates.
+    pub matched: Matched,
+}
+
+/// Several rules of the same highest priority match one device.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{device}: the rules {} all match with priority {priority}", rules.join(", "))]
+pub struct Tie {
+    /// The device.
+    pub device: String,
+    /// Names of the rules, sorted.
+    pub rules: Vec<String>,
+    /// Their priority.
+    pub priority: i32,
+}
+
+impl Tie {
+    /// What to change.
+    pub fn hint(&self) -> Option<String> {
+        Some("give one of them a higher `priority`, or make their matches exclude each other".to_owned())
+    }
+}
+
+impl Rules {
+    /// Arranges rules.
+    pub fn new(rules: Vec<Rule>) -> Rules {
+        let mut set = Rules::default();
+        for (n, rule) in rules.iter().enumerate() {
+            match rule.matches.subsystems() {
+                Some(subsystems) => subsystems.into_iter().for_each(|s| {
+                    let of = set.by_subsystem.entry(s.to_owned()).or_default();
+                    // `SUBSYSTEM=="tty|tty"` is one rule still.
+                    if of.last() != Some(&n) {
+                        of.push(n);
+                    }
+                }),
+                None => set.any.push(n),
+            }
+        }
+        set.rules = rules;
+        set
+    }
+
+    /// The rules, in the order given.
+    pub fn iter(&self) -> impl Iterator<Item = &Rule> {
+        self.rules.iter()
+    }
+
+    /// One rule by name.
+    pub fn get(&self, name: &str) -> Option<&Rule> {
+        self.rules.iter().find(|rule| rule.name == name)
+    }
+
+    /// The subsystems that an enumeration has to look at, sorted; `None`: all.
+    pub fn subsystems(&self) -> Option<Vec<String>> {
+        if !self.any.is_empty() {
+            return None;
+        }
+        let mut names: Vec<String> = self.by_subsystem.keys().cloned().collect();
+        names.sort();
+        Some(names)
+    }
+
+    /// The rule of the device under `view`.
+    ///
+    /// # Errors
+    /// [`Tie`] where several rules of the highest priority match.
+    pub fn choose(&self, view: &View<'_>, action: Action) -> Result<Option<Chosen<'_>>, Tie> {
+        let own = self
+            .by_subsystem
+            .get(view.device().subsystem().unwrap_or_default());
+        let candidates = own
+            .into_iter()
+            .flatten()
+            .chain(&self.any)
+            .map(|n| &self.rules[*n]);
+        let mut best: Option<Chosen<'_>> = None;
+        let mut equals: Vec<&Rule> = Vec::new();
+        for rule in candidates {
+            let than = best
+                .as_ref()
+                .map(|chosen| rule.spec.priority.cmp(&chosen.rule.spec.priority));
+            if than == Some(std::cmp::Ordering::Less) {
+                continue;
+            }
+            let Some(matched) = rule.matches.matches(view, action) else {
+                continue;
+            };
+            if than == Some(std::cmp::Ordering::Equal) {
+                equals.push(rule);
+            } else {
+                equals.clear();
+                best = Some(Chosen { rule, matched });
+            }
+        }
+        match best {
+            Some(best) if !equals.is_empty() => {
+                equals.push(best.rule);
+                let mut rules: Vec<String> = equals.iter().map(|rule| safe::show(&rule.name, 64)).collect();
+                rules.sort();
+                Err(Tie {
+                    device: view.device().to_string(),
+                    rules,
+                    priority: best.rule.spec.priority,
+                })
+            }
+            best => Ok(best),
+        }
+    }
+}
