@@ -1,0 +1,566 @@
+//! Files and folders → a checked [`Set`] and every fault.
+//!
+//! Only [`check`] and [`load`] touch the file system: regular files alone are read, never more than
+//! [`MAX_BYTES`] of one, so that a pipe or a device named by mistake neither blocks nor fills the memory.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, IgnoredAny};
+
+use crate::cross::{self, Faulty};
+use crate::document::{ApiVersion, Document, Kind, Metadata, Origin};
+use crate::fault::{Fault, Problem, Severity};
+use crate::recover::{self, Outcome, Placed};
+use crate::set::Set;
+use crate::tree::{self, MAX_BYTES, Node, Parsed};
+use crate::workload::WorkloadSpec;
+
+/// Most files of one run.
+const MAX_FILES: usize = 1000;
+
+/// A text that was read elsewhere, such as a request's body.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// What faults call it.
+    pub name: PathBuf,
+    /// YAML.
+    pub text: String,
+}
+
+/// What came of reading documents.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    /// The documents that were read, without those that were there before. Consistent together with those
+    /// where there is no fault; to be thrown away where there is one.
+    pub set: Set,
+    /// In the order of files, then by line. Any of them refuses the set.
+    pub faults: Vec<Fault>,
+    /// Probably not what was meant.
+    pub warnings: Vec<Fault>,
+}
+
+impl Report {
+    /// The set, or the faults.
+    ///
+    /// # Errors
+    /// Every fault.
+    pub fn into_result(self) -> Result<Set, Vec<Fault>> {
+        if self.faults.is_empty() {
+            Ok(self.set)
+        } else {
+            Err(self.faults)
+        }
+    }
+}
+
+/// Reads files and folders (`*.yaml` and `*.yml` directly in them) as a whole configuration.
+///
+/// # Errors
+/// Every fault of every file.
+pub fn load(paths: &[PathBuf]) -> Result<Set, Vec<Fault>> {
+    check(paths, &Set::default()).into_result()
+}
+
+/// As [`load`], onto the documents that are there already: what those hold may be named, and what is read
+/// takes the place of theirs with the same kind and name.
+pub fn check(paths: &[PathBuf], base: &Set) -> Report {
+    let mut reading = Reading::default();
+    let mut files = Vec::new();
+    for path in paths {
+        reading.collect(path, &mut files);
+    }
+    let mut seen = Vec::new();
+    for file in files {
+        let real = fs::canonicalize(&file).unwrap_or_else(|_| file.clone());
+        if seen.contains(&real) {
+            continue;
+        }
+        seen.push(real);
+        if seen.len() > MAX_FILES {
+            reading.whole(
+                &file,
+                format!("more than {MAX_FILES} files"),
+                Some("join documents into fewer files"),
+            );
+            break;
+        }
+        reading.begin_file();
+        if let Some(text) = reading.read(&file) {
+            reading.text(&file, &text);
+        }
+    }
+    reading.finish(base)
+}
+
+/// As [`check`], of texts that were read elsewhere.
+pub fn check_sources(sources: &[Source], base: &Set) -> Report {
+    let mut reading = Reading::default();
+    for source in sources {
+        reading.begin_file();
+        reading.text(&source.name, &source.text);
+    }
+    reading.finish(base)
+}
+
+/// The faults of each document of a set by itself.
+pub(crate) fn own_problems(set: &Set) -> Vec<(String, Vec<Problem>)> {
+    fn each<T: Spec>(
+        kind: Kind,
+        documents: &BTreeMap<String, Document<T>>,
+        out: &mut Vec<(String, Vec<Problem>)>,
+    ) {
+        for (key, document) in documents {
+            let mut problems = document.metadata.validate();
+            problems.extend(document.spec.problems());
+            if key != document.name() {
+                problems.push(
+                    Problem::new("metadata.name", format!("found `{}`", document.name())).expected(key),
+                );
+            }
+            out.push((format!("{kind} `{key}`"), problems));
+        }
+    }
+    let mut out = Vec::new();
+    each(Kind::Node, &set.nodes, &mut out);
+    each(Kind::SecurityProfile, &set.profiles, &mut out);
+    each(Kind::Workload, &set.workloads, &mut out);
+    each(Kind::HotplugRule, &set.rules, &mut out);
+    out
+}
+
+/// A kind's spec: how it is checked and where it is kept.
+trait Spec: DeserializeOwned {
+    fn problems(&self) -> Vec<Problem>;
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Envelope<T> {
+    #[serde(rename = "apiVersion")]
+    _api_version: ApiVersion,
+    #[serde(rename = "kind")]
+    _kind: Kind,
+    metadata: Metadata,
+    spec: T,
+}
+
+/// A document's tree, kept until the cross checks have told their faults at their places.
+struct Kept {
+    file: PathBuf,
+    file_index: usize,
+    root: Node,
+    poisoned: Vec<String>,
+}
+
+#[derive(Default)]
+struct Reading {
+    set: Set,
+    /// With the file's number, for the order.
+    faults: Vec<(usize, Fault)>,
+    warnings: Vec<(usize, Fault)>,
+    kept: BTreeMap<(Kind, String), Kept>,
+    faulty: Faulty,
+    /// Whether documents exist of which not even the name is known.
+    lost: bool,
+    file_index: usize,
+}
+
+impl Reading {
+    fn begin_file(&mut self) {
+        self.file_index += 1;
+    }
+
+    fn whole(&mut self, file: &Path, message: impl Into<String>, hint: Option<&str>) {
+        self.lost = true;
+        self.faults.push((
+            self.file_index,
+            Fault {
+                file: file.to_owned(),
+                line: 0,
+                column: 0,
+                path: String::new(),
+                message: message.into(),
+                expected: None,
+                hint: hint.map(str::to_owned),
+                severity: Severity::Error,
+            },
+        ));
+    }
+
+    /// The files that `path` stands for.
+    fn collect(&mut self, path: &Path, files: &mut Vec<PathBuf>) {
+        if !path.is_dir() {
+            files.push(path.to_owned());
+            return;
+        }
+        let entries = match fs::read_dir(path).and_then(Iterator::collect::<Result<Vec<_>, _>>) {
+            Ok(entries) => entries,
+            Err(error) => {
+                self.whole(path, format!("the folder cannot be read: {error}"), None);
+                return;
+            }
+        };
+        let mut found: Vec<PathBuf> = entries
+            .into_iter()
+            .map(|entry| entry.path())
+            .filter(|path| path.extension().is_some_and(|e| e == "yaml" || e == "yml"))
+            .filter(|path| {
+                !path
+                    .file_name()
+                    .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+            })
+            .filter(|path| !path.is_dir())
+            .collect();
+        found.sort();
+        files.append(&mut found);
+    }
+
+    fn read(&mut self, file: &Path) -> Option<String> {
+        match fs::metadata(file) {
+            Ok(metadata) if metadata.is_file() => {}
+            Ok(_) => {
+                self.whole(
+                    file,
+                    "not a regular file",
+                    Some("name a file or a folder of *.yaml and *.yml files"),
+                );
+                return None;
+            }
+            Err(error) => {
+                self.whole(file, format!("cannot be read: {error}"), None);
+                return None;
+            }
+        }
+        let mut bytes = Vec::new();
+        let limit = MAX_BYTES as u64 + 1;
+        if let Err(error) = File::open(file).and_then(|open| open.take(limit).read_to_end(&mut bytes)) {
+            self.whole(file, format!("cannot be read: {error}"), None);
+            return None;
+        }
+        if bytes.len() > MAX_BYTES {
+            self.whole(
+                file,
+                format!("longer than {MAX_BYTES} bytes"),
+                Some("split it into several files"),
+            );
+            return None;
+        }
+        match String::from_utf8(bytes) {
+            Ok(text) => Some(text),
+            Err(error) => {
+                let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+                let good = String::from_utf8_lossy(good);
+                let line = good.matches('\n').count() + 1;
+                let column = good.rsplit('\n').next().map_or(0, |tail| tail.chars().count()) + 1;
+                self.whole(file, "not UTF-8 text", Some("save the file as UTF-8"));
+                if let Some((_, fault)) = self.faults.last_mut() {
+                    (fault.line, fault.column) = (line, column);
+                }
+                None
+            }
+        }
+    }
+
+    fn text(&mut self, file: &Path, text: &str) {
+        let Parsed {
+            documents,
+            faults,
+            lost,
+        } = tree::parse(text);
+        self.lost |= lost;
+        for fault in faults {
+            self.faults.push((
+                self.file_index,
+                Fault {
+                    file: file.to_owned(),
+                    line: fault.pos.line,
+                    column: fault.pos.column,
+                    path: String::new(),
+                    message: fault.message,
+                    expected: fault.expected,
+                    hint: fault.hint,
+                    severity: Severity::Error,
+                },
+            ));
+        }
+        for root in documents {
+            self.document(file, root);
+        }
+    }
+
+    fn document(&mut self, file: &Path, root: Node) {
+        let kind = root.entry("kind").and_then(|entry| entry.value.text());
+        match Kind::ALL.into_iter().find(|known| kind == Some(known.as_str())) {
+            Some(Kind::Node) => self.typed(file, root, Kind::Node, |set| &mut set.nodes),
+            Some(Kind::Workload) => self.typed(file, root, Kind::Workload, |set| &mut set.workloads),
+            Some(Kind::HotplugRule) => self.typed(file, root, Kind::HotplugRule, |set| &mut set.rules),
+            Some(Kind::SecurityProfile) => {
+                self.typed(file, root, Kind::SecurityProfile, |set| &mut set.profiles)
+            }
+            None => {
+                // Its spec cannot be judged, all else can.
+                self.lost = true;
+                let Outcome {
+                    faults,
+                    value,
+                    poisoned,
+                } = recover::read::<Envelope<IgnoredAny>>(&root);
+                self.placed(file, faults);
+                if let Some(envelope) = value {
+                    let problems = envelope.metadata.validate();
+                    self.problems(file, &root, problems, &poisoned);
+                }
+            }
+        }
+    }
+
+    fn typed<T: Spec>(
+        &mut self,
+        file: &Path,
+        root: Node,
+        kind: Kind,
+        place: fn(&mut Set) -> &mut BTreeMap<String, Document<T>>,
+    ) {
+        let before = self.faults.len();
+        let Outcome {
+            value,
+            faults,
+            poisoned,
+        } = recover::read::<Envelope<T>>(&root);
+        self.placed(file, faults);
+        // The name as it is written: a document that is refused still has it.
+        let named = root
+            .entry("metadata")
+            .and_then(|metadata| metadata.value.entry("name"));
+        let Some(name) = named.and_then(|entry| entry.value.text()).map(str::to_owned) else {
+            self.lost = true;
+            return;
+        };
+        if let Some(envelope) = &value {
+            let mut problems = envelope.metadata.validate();
+            problems.extend(envelope.spec.problems());
+            self.problems(file, &root, problems, &poisoned);
+        }
+        let key = (kind, name.clone());
+        if let Some(first) = self.kept.get(&key) {
+            let at = recover::place(&first.root, "metadata.name");
+            let problem = Problem::new(
+                "metadata.name",
+                format!("a second {kind} `{}`", crate::document::shown(&name)),
+            )
+            .expected(format!(
+                "each name once; {}:{}:{} has it first",
+                first.file.display(),
+                at.line,
+                at.column
+            ))
+            .hint("rename or remove one of the two");
+            self.problems(file, &root, vec![problem], &[]);
+            return;
+        }
+        if kind == Kind::Node {
+            if let Some(first) = self
+                .kept
+                .iter()
+                .find(|((kind, _), _)| *kind == Kind::Node)
+                .map(|(_, kept)| kept)
+            {
+                let at = recover::place(&first.root, "kind");
+                let problem = Problem::new("kind", "a second Node")
+                    .expected(format!(
+                        "one; {}:{}:{} is the first",
+                        first.file.display(),
+                        at.line,
+                        at.column
+                    ))
+                    .hint("a node has one profile: join the two");
+                self.problems(file, &root, vec![problem], &[]);
+                return;
+            }
+        }
+        match value {
+            Some(Envelope { metadata, spec, .. }) if self.faults.len() == before => {
+                let origin = Origin {
+                    file: file.to_owned(),
+                    line: root.pos.line,
+                    column: root.pos.column,
+                };
+                place(&mut self.set).insert(
+                    name,
+                    Document {
+                        metadata,
+                        spec,
+                        origin: Some(origin),
+                    },
+                );
+            }
+            _ => {
+                self.faulty.insert(key.clone());
+            }
+        }
+        self.kept.insert(
+            key,
+            Kept {
+                file: file.to_owned(),
+                file_index: self.file_index,
+                root,
+                poisoned,
+            },
+        );
+    }
+
+    fn placed(&mut self, file: &Path, faults: Vec<Placed>) {
+        for Placed { pos, problem } in faults {
+            self.push(self.file_index, file, pos, problem, Severity::Error);
+        }
+    }
+
+    /// Problems of a typed document, less those that only follow from faults told already.
+    fn problems(&mut self, file: &Path, root: &Node, problems: Vec<Problem>, poisoned: &[String]) {
+        for problem in problems {
+            let follows = poisoned.iter().any(|poison| {
+                std::iter::once(&problem.path)
+                    .chain(&problem.rests_on)
+                    .any(|path| recover::related(path, poison))
+            });
+            if !follows {
+                let pos = recover::place(root, &problem.path);
+                self.push(self.file_index, file, pos, problem, Severity::Error);
+            }
+        }
+    }
+
+    fn push(&mut self, index: usize, file: &Path, pos: tree::Pos, problem: Problem, severity: Severity) {
+        let Problem {
+            path,
+            message,
+            expected,
+            hint,
+            rests_on: _,
+        } = problem;
+        let (line, column) = (pos.line, pos.column);
+        let fault = Fault {
+            file: file.to_owned(),
+            line,
+            column,
+            path,
+            message,
+            expected,
+            hint,
+            severity,
+        };
+        match severity {
+            Severity::Error => self.faults.push((index, fault)),
+            Severity::Warning => self.warnings.push((index, fault)),
+        }
+    }
+
+    fn finish(mut self, base: &Set) -> Report {
+        self.against(base);
+        let sorted = |mut faults: Vec<(usize, Fault)>| {
+            faults.sort_by(|(a_file, a), (b_file, b)| {
+                (a_file, a.line, a.column).cmp(&(b_file, b.line, b.column))
+            });
+            // What an alias repeats is told once.
+            faults.dedup_by(|(_, a), (_, b)| {
+                (&a.file, a.line, a.column, &a.message) == (&b.file, b.line, b.column, &b.message)
+            });
+            faults.into_iter().map(|(_, fault)| fault).collect()
+        };
+        Report {
+            set: self.set,
+            faults: sorted(self.faults),
+            warnings: sorted(self.warnings),
+        }
+    }
+
+    /// The checks between documents.
+    fn against(&mut self, base: &Set) {
+        let (merged, _) = base.apply(&self.set);
+        for found in cross::problems(&merged, &self.faulty) {
+            let unknown = found.problem.message.starts_with("there is no ");
+            // A document that could not be read may be the one that is missed.
+            if self.lost && (unknown || found.warning) {
+                continue;
+            }
+            let Some(kept) = self.kept.get(&(found.kind, found.name.clone())) else {
+                self.without_place(&found);
+                continue;
+            };
+            if kept
+                .poisoned
+                .iter()
+                .any(|poison| recover::related(&found.problem.path, poison))
+            {
+                continue;
+            }
+            let pos = recover::place(&kept.root, &found.problem.path);
+            let (file, index) = (kept.file.clone(), kept.file_index);
+            let severity = if found.warning {
+                Severity::Warning
+            } else {
+                Severity::Error
+            };
+            self.push(index, &file, pos, found.problem, severity);
+        }
+        let other = base
+            .nodes
+            .keys()
+            .find(|name| !self.set.nodes.contains_key(*name))
+            .cloned();
+        if let (Some(other), Some((name, document))) = (other, self.set.nodes.iter().next()) {
+            let Some(kept) = self.kept.get(&(Kind::Node, name.clone())) else {
+                return;
+            };
+            let there = base
+                .nodes
+                .get(&other)
+                .and_then(|d| d.origin.as_ref())
+                .map(|o| format!(" ({o})"));
+            let problem = Problem::new("metadata.name", format!("a second Node, `{}`", document.name()))
+                .expected(format!(
+                    "`{other}`, the node that is there{}",
+                    there.unwrap_or_default()
+                ))
+                .hint("delete the other first, or give this one its name");
+            let pos = recover::place(&kept.root, "metadata.name");
+            let (file, index) = (kept.file.clone(), kept.file_index);
+            self.push(index, &file, pos, problem, Severity::Error);
+        }
+    }
+
+    /// A fault that new documents bring about in one that was there before.
+    fn without_place(&mut self, found: &cross::Cross) {
+        if found.warning {
+            return;
+        }
+        let problem = &found.problem;
+        let fault = Fault {
+            file: PathBuf::from(format!("({} {}, which is there already)", found.kind, found.name)),
+            line: 0,
+            column: 0,
+            path: problem.path.clone(),
+            message: problem.message.clone(),
+            expected: problem.expected.clone(),
+            hint: problem.hint.clone(),
+            severity: Severity::Error,
+        };
+        self.faults.push((usize::MAX, fault));
+    }
+}
+
+impl Spec for WorkloadSpec {
+    fn problems(&self) -> Vec<Problem> {
+        self.validate()
+    }
+}
+
+impl Spec for serde_json::Value {
+    fn problems(&self) -> Vec<Problem> {
+        Vec::new()
+    }
+}

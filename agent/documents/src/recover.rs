@@ -1,0 +1,445 @@
+//! Every fault of one document in one run.
+//!
+//! serde stops at its first error. So the document is passed over again and again: each pass ends at one
+//! error; it is recorded with its place, the node at fault is taken out (or a stand-in put in, where the key
+//! must be there), and the next pass finds the next one. What only follows from an earlier fault (a missing
+//! key that is there but faulty) is not told. Each turn takes out a node or tries another stand-in, and
+//! [`MAX_FAULTS`] bounds the turns.
+
+use std::collections::BTreeSet;
+
+use serde::de::DeserializeOwned;
+
+use crate::de::{ATTEMPTS, At, Context, De, Error, Names, Wrong};
+use crate::document::shown;
+use crate::fault::{Problem, nearest};
+use crate::tree::{Node, Pos, Value};
+
+/// Most faults that are told of one document.
+const MAX_FAULTS: usize = 100;
+/// Longest list of names that is told in full.
+const MAX_NAMES: usize = 20;
+
+/// A fault with its place in the text.
+#[derive(Debug, Clone)]
+pub(crate) struct Placed {
+    pub(crate) pos: Pos,
+    pub(crate) problem: Problem,
+}
+
+/// What came of a document.
+pub(crate) struct Outcome<T> {
+    /// There unless the document as a whole is lost. Where there are faults, parts of it are made up.
+    pub(crate) value: Option<T>,
+    pub(crate) faults: Vec<Placed>,
+    /// Paths of which the value says nothing true.
+    pub(crate) poisoned: Vec<String>,
+}
+
+/// Reads a `T` and collects every fault.
+pub(crate) fn read<T: DeserializeOwned>(root: &Node) -> Outcome<T> {
+    let mut reader = Reader {
+        root,
+        context: Context::default(),
+        faults: Vec::new(),
+        told: BTreeSet::new(),
+        poisoned: Vec::new(),
+    };
+    let value = loop {
+        let result = T::deserialize(De {
+            node: root,
+            context: &reader.context,
+        });
+        reader.unknown_keys();
+        match result {
+            Ok(value) => break Some(value),
+            Err(error) => {
+                if !reader.take(error) {
+                    break None;
+                }
+            }
+        }
+        if reader.faults.len() >= MAX_FAULTS {
+            let problem = Problem::new("", format!("more than {MAX_FAULTS} faults: the rest is not told"));
+            reader.faults.push(Placed {
+                pos: root.pos,
+                problem,
+            });
+            break None;
+        }
+    };
+    Outcome {
+        value,
+        faults: reader.faults,
+        poisoned: reader.poisoned,
+    }
+}
+
+struct Reader<'a> {
+    root: &'a Node,
+    context: Context,
+    faults: Vec<Placed>,
+    /// Unknown keys that are recorded already, by the id of their value.
+    told: BTreeSet<u32>,
+    poisoned: Vec<String>,
+}
+
+/// A node found again in the tree.
+struct Found<'a> {
+    node: &'a Node,
+    path: String,
+    /// Place of its key, or its own where it has none.
+    key_pos: Pos,
+    parent: Option<&'a Node>,
+}
+
+impl<'a> Reader<'a> {
+    fn unknown_keys(&mut self) {
+        let unknown = std::mem::take(self.context.unknown.get_mut());
+        for (id, known) in unknown {
+            if self.told.insert(id) {
+                self.unknown_key(id, known);
+            }
+        }
+    }
+
+    fn unknown_key(&mut self, id: u32, known: Names) {
+        let Some(found) = find(self.root, id) else { return };
+        let key = found
+            .path
+            .rsplit_once('.')
+            .map_or(found.path.as_str(), |(_, key)| key)
+            .to_owned();
+        let parent = found.path.strip_suffix(&key).unwrap_or_default().to_owned();
+        let mut problem =
+            Problem::new(&found.path, format!("unknown key `{}`", shown(&key))).expected(names(known));
+        // A key that is there already cannot be the one that was meant.
+        let free = known
+            .iter()
+            .copied()
+            .filter(|name| found.parent.is_none_or(|map| map.entry(name).is_none()));
+        if let Some(near) = nearest(&key, free) {
+            problem = problem.hint(format!("did you mean `{near}`?"));
+            self.poisoned.push(format!("{parent}{near}"));
+        }
+        self.context.dead.insert(id);
+        self.faults.push(Placed {
+            pos: found.key_pos,
+            problem,
+        });
+    }
+
+    /// Records an error and prepares the next pass; `false` where there is nothing left to read.
+    fn take(&mut self, error: Error) -> bool {
+        let (id, on_key) = match error.at.unwrap_or(At::Node(self.root.id)) {
+            At::Node(id) => (id, false),
+            At::Key(id) => (id, true),
+            At::Ghost(owner, field) => {
+                let attempt = self.context.ghosts.entry((owner, field)).or_insert(0);
+                *attempt += 1;
+                return *attempt < ATTEMPTS || self.kill(owner);
+            }
+        };
+        let Some(found) = find(self.root, id) else {
+            return false;
+        };
+        match error.wrong {
+            Wrong::Missing(field) => self.missing(&found, field),
+            Wrong::UnknownKey { key, known } => {
+                match refine(found.node, &|entry_key, _| entry_key == Some(&key)) {
+                    Some(inner) => {
+                        if self.told.insert(inner.id) {
+                            self.unknown_key(inner.id, known);
+                        }
+                        true
+                    }
+                    None => {
+                        let problem = Problem::new(&found.path, format!("unknown key `{}`", shown(&key)));
+                        self.record(&found, on_key, problem.expected(names(known)));
+                        self.kill(id)
+                    }
+                }
+            }
+            wrong => {
+                let problem = problem(&found, wrong);
+                // A buffered value (a tagged enum's) lost its places: find the one that was meant.
+                let inner = if found.node.text().is_none() && !on_key {
+                    let text = problem
+                        .message
+                        .strip_prefix("found `")
+                        .and_then(|rest| rest.strip_suffix('`'));
+                    let text = text.or_else(|| problem.message.strip_prefix("found "));
+                    text.and_then(|text| refine(found.node, &|_, node| node.text() == Some(text)))
+                } else {
+                    None
+                };
+                match inner.and_then(|inner| find(self.root, inner.id)) {
+                    Some(inner) => {
+                        let problem = Problem {
+                            path: inner.path.clone(),
+                            ..problem
+                        };
+                        self.record(&inner, false, problem);
+                        self.kill(inner.node.id)
+                    }
+                    None => {
+                        let follows = found.node.any(&|node| {
+                            node.id != id && self.context.dead.contains(&node.id)
+                                || self.context.ghosts.keys().any(|(owner, _)| *owner == node.id)
+                        });
+                        if !follows {
+                            self.record(&found, on_key, problem);
+                        }
+                        self.kill(id)
+                    }
+                }
+            }
+        }
+    }
+
+    fn missing(&mut self, found: &Found<'_>, field: &'static str) -> bool {
+        let owner = found.node.id;
+        if self.context.ghosts.contains_key(&(owner, field)) {
+            return self.kill(owner);
+        }
+        let path = join(&found.path, field);
+        if found.node.entry(field).is_none() && !self.poisoned.contains(&path) {
+            let problem = Problem::new(&path, format!("the key `{field}` is missing"))
+                .expected("it, with a value: it has no default");
+            self.record(found, true, problem);
+        }
+        self.poisoned.push(path);
+        self.context.ghosts.insert((owner, field), 0);
+        true
+    }
+
+    fn record(&mut self, found: &Found<'_>, on_key: bool, problem: Problem) {
+        let pos = if on_key { found.key_pos } else { found.node.pos };
+        self.faults.push(Placed { pos, problem });
+    }
+
+    /// Takes a node out; `false` where that was the last.
+    fn kill(&mut self, id: u32) -> bool {
+        if let Some(found) = find(self.root, id) {
+            self.poisoned.push(found.path);
+        }
+        self.context.dead.insert(id) && id != self.root.id
+    }
+}
+
+fn join(path: &str, key: &str) -> String {
+    if path.is_empty() {
+        key.to_owned()
+    } else {
+        format!("{path}.{key}")
+    }
+}
+
+fn find(root: &Node, id: u32) -> Option<Found<'_>> {
+    fn below<'a>(found: Found<'a>, id: u32) -> Option<Found<'a>> {
+        if found.node.id == id {
+            return Some(found);
+        }
+        let parent = Some(found.node);
+        match &found.node.value {
+            Value::Scalar { .. } => None,
+            Value::Seq(items) => items.iter().enumerate().find_map(|(index, node)| {
+                let path = format!("{}[{index}]", found.path);
+                below(
+                    Found {
+                        node,
+                        path,
+                        key_pos: node.pos,
+                        parent,
+                    },
+                    id,
+                )
+            }),
+            Value::Map(entries) => entries.iter().find_map(|entry| {
+                let path = join(&found.path, &shown(&entry.key));
+                below(
+                    Found {
+                        node: &entry.value,
+                        path,
+                        key_pos: entry.key_pos,
+                        parent,
+                    },
+                    id,
+                )
+            }),
+        }
+    }
+    below(
+        Found {
+            node: root,
+            path: String::new(),
+            key_pos: root.pos,
+            parent: None,
+        },
+        id,
+    )
+}
+
+/// The only value below `node` that satisfies `test`; `None` where there are several.
+fn refine<'a>(node: &'a Node, test: &dyn Fn(Option<&String>, &Node) -> bool) -> Option<&'a Node> {
+    fn collect<'a>(node: &'a Node, test: &dyn Fn(Option<&String>, &Node) -> bool, out: &mut Vec<&'a Node>) {
+        let mut each = |key: Option<&String>, child: &'a Node| {
+            if test(key, child) {
+                out.push(child);
+            }
+            collect(child, test, out);
+        };
+        match &node.value {
+            Value::Scalar { .. } => {}
+            Value::Seq(items) => items.iter().for_each(|item| each(None, item)),
+            Value::Map(entries) => entries
+                .iter()
+                .for_each(|entry| each(Some(&entry.key), &entry.value)),
+        }
+    }
+    let mut all = Vec::new();
+    collect(node, test, &mut all);
+    if all.len() == 1 { all.pop() } else { None }
+}
+
+fn problem(found: &Found<'_>, wrong: Wrong) -> Problem {
+    let path = &found.path;
+    match wrong {
+        Wrong::Found {
+            found: what,
+            expected,
+        } => {
+            let hint = value_hint(found.node, &expected);
+            let problem = Problem::new(path, format!("found {what}")).expected(in_words(&expected));
+            match hint {
+                Some(hint) => problem.hint(hint),
+                None => problem,
+            }
+        }
+        Wrong::UnknownValue { value, known } => {
+            let problem = Problem::new(path, format!("found `{}`", shown(&value))).expected(names(known));
+            match nearest(&value, known.iter().copied()) {
+                Some(near) => problem.hint(format!("did you mean `{near}`?")),
+                None => problem,
+            }
+        }
+        Wrong::Absent => Problem::new(path, "the key has no value")
+            .expected("a value")
+            .hint("for the default take the key away"),
+        Wrong::Other(message) => Problem::new(path, message),
+        Wrong::Missing(name) => Problem::new(path, format!("the key `{name}` is missing")),
+        Wrong::UnknownKey { key, .. } => Problem::new(path, format!("unknown key `{}`", shown(&key))),
+    }
+}
+
+/// What serde says it wants, in the words of documents.
+fn in_words(expected: &str) -> String {
+    let range = |low: &str, high: &str| format!("a whole number from {low} to {high}");
+    match expected {
+        "u8" => range("0", "255"),
+        "u16" => range("0", "65535"),
+        "u32" => range("0", "4294967295"),
+        "u64" | "usize" => range("0", "2^64 - 1"),
+        "i32" => range("-2147483648", "2147483647"),
+        "i64" => range("-2^63", "2^63 - 1"),
+        "a string" => "text".to_owned(),
+        "a boolean" => "`true` or `false`".to_owned(),
+        "a sequence" => "a list".to_owned(),
+        "a map" => "a mapping".to_owned(),
+        text if text.starts_with("struct ") || text.starts_with("internally tagged enum ") => {
+            "a mapping".to_owned()
+        }
+        text if text.starts_with("enum ") || text == "variant identifier" => "a name".to_owned(),
+        text => text.to_owned(),
+    }
+}
+
+fn value_hint(node: &Node, expected: &str) -> Option<String> {
+    if node.is_null() {
+        return Some("for the default take the key away".to_owned());
+    }
+    let Value::Scalar { text, plain } = &node.value else {
+        return None;
+    };
+    match expected {
+        "a boolean" if matches!(text.to_ascii_lowercase().as_str(), "yes" | "on" | "y") => {
+            Some("write `true`".to_owned())
+        }
+        "a boolean" if matches!(text.to_ascii_lowercase().as_str(), "no" | "off" | "n") => {
+            Some("write `false`".to_owned())
+        }
+        "a string" | "a map" => None,
+        "a sequence" => Some(format!("write `[{}]`", shown(text))),
+        _ if !plain && text.parse::<i64>().is_ok() => Some("take the quotes away".to_owned()),
+        _ if *plain
+            && text.len() > 1
+            && text.starts_with('0')
+            && text.bytes().all(|b| b.is_ascii_digit()) =>
+        {
+            Some("a number has no leading zeros; octal is written 0o…".to_owned())
+        }
+        _ => None,
+    }
+}
+
+fn names(known: Names) -> String {
+    let quoted: Vec<String> = known
+        .iter()
+        .take(MAX_NAMES)
+        .map(|name| format!("`{name}`"))
+        .collect();
+    match (known.len(), quoted.as_slice()) {
+        (0, _) => "no key at all".to_owned(),
+        (1, [only]) => only.clone(),
+        (count, _) if count > MAX_NAMES => format!("one of {}, … ({count} in all)", quoted.join(", ")),
+        _ => format!("one of {}", quoted.join(", ")),
+    }
+}
+
+/// The place of the field at `path`: of the value where it is a scalar, else of its key; where it is not
+/// there, of the nearest thing above it.
+pub(crate) fn place(root: &Node, path: &str) -> Pos {
+    let (mut node, mut pos, mut rest) = (root, root.pos, path);
+    loop {
+        rest = rest.strip_prefix('.').unwrap_or(rest);
+        let next = match &node.value {
+            Value::Seq(items) => rest.strip_prefix('[').and_then(|tail| {
+                let (index, tail) = tail.split_once(']')?;
+                let item = items.get(index.parse::<usize>().ok()?)?;
+                Some((item, item.pos, tail))
+            }),
+            // Keys may hold dots (labels do): the longest key that fits is meant.
+            Value::Map(entries) => entries
+                .iter()
+                .filter_map(|entry| {
+                    let tail = rest.strip_prefix(entry.key.as_str())?;
+                    (tail.is_empty() || tail.starts_with(['.', '['])).then_some((entry, tail))
+                })
+                .max_by_key(|(entry, _)| entry.key.len())
+                .map(|(entry, tail)| {
+                    let scalar = entry.value.text().is_some();
+                    (
+                        &entry.value,
+                        if scalar { entry.value.pos } else { entry.key_pos },
+                        tail,
+                    )
+                }),
+            Value::Scalar { .. } => None,
+        };
+        match next {
+            Some((below, at, tail)) if !rest.is_empty() => (node, pos, rest) = (below, at, tail),
+            _ => return pos,
+        }
+    }
+}
+
+/// Whether one path is the other or lies below it.
+pub(crate) fn related(a: &str, b: &str) -> bool {
+    let below = |long: &str, short: &str| {
+        short.is_empty()
+            || long
+                .strip_prefix(short)
+                .is_some_and(|tail| tail.is_empty() || tail.starts_with(['.', '[']))
+    };
+    below(a, b) || below(b, a)
+}
