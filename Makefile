@@ -4,7 +4,7 @@ SHELL := /bin/bash
 SAMPLES := target/samples
 BERTH := target/release/berth
 
-.PHONY: help setup build samples run test test-unit test-native vm test-long check bench clean
+.PHONY: help setup build samples run test test-unit test-native vm test-long check bench cross deb clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -50,6 +50,21 @@ check: ## formatting, lints, licences, documentation
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps -q
 	command -v cargo-deny >/dev/null || cargo install --locked -q cargo-deny
 	cargo deny --offline check bans licenses sources
+
+cross: build ## stripped release binaries for x86_64 and arm64, target/dist
+	@.ci/setup cross
+	RUSTC=/usr/bin/rustc PKG_CONFIG_ALLOW_CROSS=1 \
+	  CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
+	  PKG_CONFIG_LIBDIR_aarch64_unknown_linux_gnu=/usr/lib/aarch64-linux-gnu/pkgconfig:/usr/share/pkgconfig \
+	  /usr/bin/cargo build --release --locked -p berth --target aarch64-unknown-linux-gnu --target-dir target/cross
+	install -D $(BERTH) target/dist/berth-x86_64
+	install -D target/cross/aarch64-unknown-linux-gnu/release/berth target/dist/berth-aarch64
+	@ls -l target/dist/berth-*
+
+deb: cross ## Debian packages for amd64 and arm64, target/dist
+	@.ci/setup deb
+	agent/dist/deb.sh amd64 target/dist/berth-x86_64 target/dist
+	HOST_BERTH=target/dist/berth-x86_64 agent/dist/deb.sh arm64 target/dist/berth-aarch64 target/dist
 
 clean: ## what builds and the rig have made
 	rm -rf target .rig

@@ -1,6 +1,6 @@
 //! Boot one guest, run one script in it, print what it says, leave with its exit code: for trying things out.
 //!
-//! `cargo run -p berth-tests --bin berth-guest -- [--kernel linux-image-6.12-rt-amd64] [--isolcpus 2-3] SCRIPT`
+//! `cargo run -p berth-tests --bin berth-guest -- [--arch amd64] [--kernel linux-image-6.12-rt-amd64] [--isolcpus 2-3] SCRIPT`
 
 use std::process::{Command, ExitCode};
 
@@ -9,12 +9,13 @@ use berth_tests::agent::workspace;
 use berth_tests::vm::{Config, Vm};
 
 fn main() -> Result<ExitCode> {
-    let (mut kernel, mut isolcpus, mut script) =
-        ("linux-image-6.12-rt-amd64".to_string(), String::new(), None);
+    let (mut arch, mut kernel) = ("amd64".to_string(), "linux-image-6.12-rt-amd64".to_string());
+    let (mut isolcpus, mut script) = (String::new(), None);
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--kernel" => kernel = args.next().context("--kernel needs a Debian meta package")?,
+            "--arch" => arch = args.next().context("--arch needs amd64 or arm64")?,
             "--isolcpus" => isolcpus = args.next().context("--isolcpus needs a CPU list")?,
             _ if script.is_none() => script = Some(arg),
             other => bail!("one script only; {other:?} is too much"),
@@ -25,12 +26,12 @@ fn main() -> Result<ExitCode> {
     std::fs::create_dir_all(&out)?;
     let built = Command::new(workspace().join("tests/vm/image/build.sh"))
         .arg(&out)
-        .args(["amd64", &kernel])
+        .args([&arch, &kernel])
         .status()?;
     ensure!(built.success(), "the guest image could not be built");
     let config = Config {
-        image: out.join(format!("amd64-{kernel}")),
-        arch: "amd64".into(),
+        image: out.join(format!("{arch}-{kernel}")),
+        arch,
         isolcpus,
         append: String::new(),
         qemu: Vec::new(),
