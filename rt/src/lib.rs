@@ -1,1 +1,11 @@
-//! rt.
+//! Real time and its resources on one node: CPU lists, topology, scheduling, cgroups, cpuset partitions and the
+//! placement of workloads on cores.
+//!
+//! Kernel files are read and written below a root that the caller gives. A pure function decides
+//! ([`placement`], the BPF program of device rules, the order of writes), a thin driver acts.
+
+pub mod cgroup;
+pub mod cpu;
+pub mod partition;
+pub mod sched;
+pub mod threads;

@@ -1,0 +1,356 @@
+//! Isolated CPUs: cpuset partitions of cgroup v2, and the truth about who else may run on a set of CPUs.
+//!
+//! A write to `cpuset.cpus.partition` succeeds even when the partition is invalid, and a later change elsewhere can make it
+//! invalid: only what is read back counts. Two forms exist. *Local*: the parent is the root or a partition itself. *Remote*
+//! (Linux 6.7): `cpuset.cpus.exclusive` names the CPUs on every cgroup down to the partition, whose parents
+//! stay plain members. Which one a node takes depends on its kernel and command line, so both are tried.
+//! cgroup v1 has no partitions: CPUs there are pinned, and isolated only if nobody else may run on them.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::cgroup::create::parents;
+use crate::cgroup::file::{self, FileError};
+use crate::cgroup::remove::children;
+use crate::cgroup::{Cgroup, Controller, Hierarchy, Missing, Version};
+use crate::cpu::CpuSet;
+use crate::threads::{Foreign, ThreadsError, foreign_threads};
+
+const PARTITION: &str = "cpuset.cpus.partition";
+const EXCLUSIVE: &str = "cpuset.cpus.exclusive";
+
+/// What keeps others off the CPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum How {
+    /// A v2 partition whose parent is the root or a partition.
+    Local,
+    /// A v2 partition below plain members, with `cpuset.cpus.exclusive`.
+    Remote,
+    /// No partition, but the CPUs are in the kernel's `isolcpus=` or v1's root cpuset balances nothing, and no other
+    /// thread may run there.
+    Tuned,
+}
+
+/// What is true of a set of CPUs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Isolation {
+    /// Nobody else runs there.
+    Isolated {
+        /// What keeps the others off.
+        how: How,
+    },
+    /// The container is bound to them, and so many threads that are not its own may run there too.
+    #[serde(rename_all = "camelCase")]
+    Pinned {
+        /// Threads outside the container that may run there; the kernel's per-CPU threads are not counted.
+        foreign_threads: usize,
+    },
+}
+
+impl std::fmt::Display for Isolation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Isolation::Isolated { how: How::Local } => f.write_str("isolated (cpuset partition)"),
+            Isolation::Isolated { how: How::Remote } => f.write_str("isolated (remote cpuset partition)"),
+            Isolation::Isolated { how: How::Tuned } => {
+                f.write_str("isolated (tuned node, no foreign threads)")
+            }
+            Isolation::Pinned { foreign_threads } => {
+                write!(
+                    f,
+                    "pinned, not isolated: {foreign_threads} foreign threads may run here"
+                )
+            }
+        }
+    }
+}
+
+/// Why a cgroup could not be made an isolated partition. It is a plain member again.
+#[derive(Debug, Error)]
+pub enum PartitionError {
+    /// The cpuset controller is not there.
+    #[error(transparent)]
+    Missing(#[from] Missing),
+    /// cgroup v1.
+    #[error("CPUs {cpus} can be pinned but not isolated: cgroup v1 has no cpuset partitions")]
+    OnlyV1 {
+        /// What was asked.
+        cpus: CpuSet,
+    },
+    /// Neither form became valid.
+    #[error("CPUs {cpus} cannot be isolated: {}", answers.join("; "))]
+    Refused {
+        /// What was asked.
+        cpus: CpuSet,
+        /// For each form that was tried, what the kernel said.
+        answers: Vec<String>,
+    },
+    /// A file refused.
+    #[error("CPUs {cpus} cannot be isolated: {error}")]
+    File {
+        /// What was asked.
+        cpus: CpuSet,
+        /// The file and the kernel's answer.
+        #[source]
+        error: FileError,
+    },
+}
+
+impl PartitionError {
+    /// The setting to change, where the environment is at fault.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            PartitionError::Missing(missing) => missing.hint(),
+            PartitionError::OnlyV1 { .. } => {
+                Some("boot with systemd.unified_cgroup_hierarchy=1 (cgroup v2), or ask for isolation: any".into())
+            }
+            PartitionError::Refused { .. } => Some(
+                "the CPUs must be in no other partition and not the last ones of the parent; before Linux 6.7 the cgroup's \
+                 parent must be the root or a partition; with isolcpus=domain only such CPUs can be in an isolated one"
+                    .into(),
+            ),
+            PartitionError::File { .. } => None,
+        }
+    }
+}
+
+/// Makes `cgroup` an isolated partition of `cpus` and reads back that it is one.
+///
+/// # Errors
+/// [`PartitionError`]; the cgroup is a plain member again then.
+pub fn isolate(hierarchy: &Hierarchy, cgroup: &Cgroup, cpus: &CpuSet) -> Result<How, PartitionError> {
+    let (version, dir) = cgroup.need("isolated CPUs", Controller::Cpuset)?;
+    let Some(tree) = hierarchy
+        .tree(Controller::Cpuset)
+        .filter(|_| version == Version::V2)
+    else {
+        return Err(PartitionError::OnlyV1 { cpus: cpus.clone() });
+    };
+    let refused = |error| PartitionError::File {
+        cpus: cpus.clone(),
+        error,
+    };
+    let mut answers = Vec::new();
+    file::write(&dir.join("cpuset.cpus"), &cpus.to_string()).map_err(refused)?;
+    if local_is_possible(&tree.mount, dir).map_err(refused)? {
+        match become_isolated(dir, cpus).map_err(refused)? {
+            None => return Ok(How::Local),
+            Some(answer) => answers.push(format!("as a child of a partition: {answer}")),
+        }
+    } else {
+        answers.push("as a child of a partition: the parent is neither the root nor a partition".into());
+    }
+    if !dir.join(EXCLUSIVE).exists() {
+        answers.push(format!("as a remote partition: this kernel has no {EXCLUSIVE}"));
+        return Err(PartitionError::Refused {
+            cpus: cpus.clone(),
+            answers,
+        });
+    }
+    match remote(&tree.mount, dir, cpus) {
+        Ok(None) => return Ok(How::Remote),
+        Ok(Some(answer)) => answers.push(format!("as a remote partition: {answer}")),
+        Err(error) => answers.push(format!("as a remote partition: {error}")),
+    }
+    leave(dir).map_err(refused)?;
+    shrink_parents(&tree.mount, dir).map_err(refused)?;
+    Err(PartitionError::Refused {
+        cpus: cpus.clone(),
+        answers,
+    })
+}
+
+/// Whether the parent is the root, or a valid partition.
+fn local_is_possible(mount: &Path, dir: &Path) -> Result<bool, FileError> {
+    match dir.parent() {
+        Some(parent) if parent != mount => {
+            let state = file::read_if_there(&parent.join(PARTITION))?;
+            Ok(state.is_some_and(|state| state == "root" || state == "isolated"))
+        }
+        _ => Ok(true),
+    }
+}
+
+/// Asks for the partition and reads back; what the kernel says when it is not valid. Not valid ends as a member.
+fn become_isolated(dir: &Path, cpus: &CpuSet) -> Result<Option<String>, FileError> {
+    let path = dir.join(PARTITION);
+    let answer = match file::write(&path, "isolated") {
+        Ok(()) => match valid(dir, cpus)? {
+            Ok(()) => return Ok(None),
+            Err(answer) => answer,
+        },
+        Err(error) => error.to_string(),
+    };
+    file::write(&path, "member")?;
+    Ok(Some(answer))
+}
+
+/// Whether `dir` is a valid isolated partition of exactly `cpus`.
+fn valid(dir: &Path, cpus: &CpuSet) -> Result<Result<(), String>, FileError> {
+    let state = file::read(&dir.join(PARTITION))?;
+    if state != "isolated" {
+        return Ok(Err(format!("the kernel says `{state}`")));
+    }
+    let effective: CpuSet = file::parse(&dir.join("cpuset.cpus.effective"))?;
+    Ok(if effective == *cpus {
+        Ok(())
+    } else {
+        Err(format!("only CPUs {effective} are in force"))
+    })
+}
+
+/// The remote form: exclusive CPUs from the top down, then the partition.
+fn remote(mount: &Path, dir: &Path, cpus: &CpuSet) -> Result<Option<String>, FileError> {
+    {
+        let _lock = lock(mount, dir)?;
+        for parent in parents(mount, dir) {
+            let path = parent.join(EXCLUSIVE);
+            let there: CpuSet = file::parse(&path)?;
+            if !cpus.is_subset(&there) {
+                file::write(&path, &there.union(cpus).to_string())?;
+            }
+        }
+        file::write(&dir.join(EXCLUSIVE), &cpus.to_string())?;
+    }
+    become_isolated(dir, cpus)
+}
+
+/// Makes a cgroup a plain member again; whether it had exclusive CPUs, so that its parents can give theirs back.
+pub(crate) fn leave(dir: &Path) -> Result<bool, FileError> {
+    if file::read_if_there(&dir.join(PARTITION))?.is_some_and(|state| state != "member") {
+        file::write(&dir.join(PARTITION), "member")?;
+    }
+    match file::read_if_there(&dir.join(EXCLUSIVE))? {
+        Some(exclusive) if !exclusive.is_empty() => {
+            file::write(&dir.join(EXCLUSIVE), "\n")?;
+            Ok(true)
+        }
+        _ => Ok(false),
+    }
+}
+
+/// Lowers the parents' exclusive CPUs to those of the children that are left.
+pub(crate) fn shrink_parents(mount: &Path, dir: &Path) -> Result<(), FileError> {
+    let between = parents(mount, dir);
+    let Some(top) = between.first() else { return Ok(()) };
+    if !top.exists() {
+        return Ok(());
+    }
+    let _lock = lock(mount, dir)?;
+    for parent in between.iter().rev() {
+        let Some(now) = file::read_if_there(&parent.join(EXCLUSIVE))? else {
+            return Ok(());
+        };
+        let mut needed = CpuSet::new();
+        for child in children(parent)? {
+            if child.join(EXCLUSIVE).exists() {
+                needed = needed.union(&file::parse(&child.join(EXCLUSIVE))?);
+            }
+        }
+        if now != needed.to_string() {
+            // An empty write(2) would not reach the file.
+            let value = if needed.is_empty() {
+                "\n".to_owned()
+            } else {
+                needed.to_string()
+            };
+            file::write(&parent.join(EXCLUSIVE), &value)?;
+        }
+    }
+    Ok(())
+}
+
+/// An exclusive lock on the topmost directory of the path, as for the real-time budget.
+fn lock(mount: &Path, dir: &Path) -> Result<Flock<File>, FileError> {
+    let top = parents(mount, dir)
+        .into_iter()
+        .next()
+        .unwrap_or_else(|| dir.to_path_buf());
+    let file = File::open(&top).map_err(|source| FileError::new("open", &top, source))?;
+    Flock::lock(file, FlockArg::LockExclusive)
+        .map_err(|(_, errno)| FileError::new("lock", &top, io::Error::from_raw_os_error(errno as i32)))
+}
+
+/// Why the isolation of a set of CPUs could not be told.
+#[derive(Debug, Error)]
+pub enum IsolationError {
+    /// A cgroup file could not be read.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The threads could not be listed.
+    #[error(transparent)]
+    Threads(#[from] ThreadsError),
+}
+
+/// What is true of `cpus` for the container of `cgroup`, from the kernel alone: a valid v2 partition, or a tuned node
+/// without foreign threads, or pinned with the number of foreign threads. `own` says which processes are the container's.
+/// Lists every thread of the node unless there is a partition: not for the launch path.
+///
+/// # Errors
+/// [`IsolationError`].
+pub fn isolation(
+    cgroup: &Cgroup,
+    cpus: &CpuSet,
+    proc_root: &Path,
+    own: &dyn Fn(i32) -> bool,
+) -> Result<Isolation, IsolationError> {
+    let hierarchy = cgroup.hierarchy();
+    if let Some(how) = partition_of(cgroup, cpus)? {
+        return Ok(Isolation::Isolated { how });
+    }
+    let Foreign { threads, .. } = foreign_threads(proc_root, cpus, own)?;
+    if threads == 0 && tuned(hierarchy, cpus)? {
+        return Ok(Isolation::Isolated { how: How::Tuned });
+    }
+    Ok(Isolation::Pinned {
+        foreign_threads: threads,
+    })
+}
+
+/// The form of the valid partition that the cgroup is, if it is one of exactly `cpus`.
+///
+/// # Errors
+/// [`FileError`].
+pub fn partition_of(cgroup: &Cgroup, cpus: &CpuSet) -> Result<Option<How>, FileError> {
+    let hierarchy = cgroup.hierarchy();
+    let (Some(tree), Some(dir)) = (hierarchy.tree(Controller::Cpuset), cgroup.dir(Controller::Cpuset)) else {
+        return Ok(None);
+    };
+    if tree.version == Version::V1
+        || file::read_if_there(&dir.join(PARTITION))?.is_none()
+        || valid(dir, cpus)?.is_err()
+    {
+        return Ok(None);
+    }
+    Ok(Some(if local_is_possible(&tree.mount, dir)? {
+        How::Local
+    } else {
+        How::Remote
+    }))
+}
+
+/// Whether the scheduler balances nothing onto the CPUs: `isolcpus=`, or v1's root cpuset with balancing off.
+fn tuned(hierarchy: &Hierarchy, cpus: &CpuSet) -> Result<bool, FileError> {
+    let sys: PathBuf = hierarchy.root().join("sys/devices/system/cpu/isolated");
+    if file::read_if_there(&sys)?
+        .and_then(|list| list.parse::<CpuSet>().ok())
+        .is_some_and(|list| cpus.is_subset(&list))
+    {
+        return Ok(true);
+    }
+    let Some(tree) = hierarchy
+        .tree(Controller::Cpuset)
+        .filter(|tree| tree.version == Version::V1)
+    else {
+        return Ok(false);
+    };
+    Ok(file::read_if_there(&tree.mount.join("cpuset.sched_load_balance"))?.is_some_and(|value| value == "0"))
+}
