@@ -36,6 +36,43 @@ pub struct Config {
     pub memory: u32,
     /// Folder the guest sees as /host.
     pub share: PathBuf,
+    /// Keep what the guest writes: a disk image of its own, changed in place; none: written to nowhere.
+    pub disk: Option<PathBuf>,
+}
+
+impl Config {
+    /// A guest of 4 CPUs (2 cores of 2 threads) on 2 memory nodes.
+    ///
+    /// # Errors
+    /// The image could not be built: what is missing, and that nothing was run.
+    pub fn new(arch: &str, kernel: &str, flavour: &str) -> Result<Config> {
+        let out = out();
+        fs::create_dir_all(&out).with_context(|| format!("create {}", out.display()))?;
+        let status = Command::new(crate::agent::workspace().join("tests/vm/image/build.sh"))
+            .arg(&out)
+            .args([arch, kernel, flavour])
+            .status()
+            .context("tests/vm/image/build.sh")?;
+        ensure!(
+            status.success(),
+            "the {arch} guest with {kernel} could not be built; nothing of it was run"
+        );
+        Ok(Config {
+            image: out.join(format!("{arch}-{kernel}-{flavour}")),
+            arch: arch.into(),
+            isolcpus: String::new(),
+            append: String::new(),
+            qemu: Vec::new(),
+            memory: 1536,
+            share: crate::agent::workspace(),
+            disk: None,
+        })
+    }
+}
+
+/// The rig's folder: `RIG_OUT`, else .rig of the workspace.
+pub fn out() -> PathBuf {
+    std::env::var_os("RIG_OUT").map_or_else(|| crate::agent::workspace().join(".rig"), PathBuf::from)
 }
 
 /// A running guest. Dropping it ends QEMU; its folder (console, log) is kept when [`Vm::keep`] was called.
@@ -246,6 +283,17 @@ fn command_line(config: &Config, dir: &Path) -> Result<(String, Vec<String>)> {
         let cpus = &config.isolcpus;
         kernel += &format!(" isolcpus=managed_irq,domain,{cpus} nohz_full={cpus} rcu_nocbs={cpus}");
     }
+    // snapshot: the built image is never written
+    let drive = match &config.disk {
+        Some(disk) => format!(
+            "file={},if=none,id=root,format=raw,cache=writethrough",
+            disk.display()
+        ),
+        None => format!(
+            "file={},if=none,id=root,format=raw,snapshot=on",
+            image("root.ext4")
+        ),
+    };
     let mut args: Vec<String> = Vec::new();
     let mut add = |line: &str| args.extend(line.split(' ').map(String::from));
     add(if amd64 {
@@ -255,6 +303,13 @@ fn command_line(config: &Config, dir: &Path) -> Result<(String, Vec<String>)> {
     });
     add("-accel tcg,thread=multi -smp 4,sockets=1,cores=2,threads=2 -display none -no-reboot -nodefaults");
     add(&format!("-m {}", config.memory));
+    for (node, cpus) in [(0, "0-1"), (1, "2-3")] {
+        add(&format!(
+            "-object memory-backend-ram,id=mem{node},size={}M",
+            config.memory / 2
+        ));
+        add(&format!("-numa node,nodeid={node},memdev=mem{node},cpus={cpus}"));
+    }
     for port in 0..6 {
         add(&format!(
             "-device pcie-root-port,id=rp{port},chassis={},bus=pcie.0",
@@ -269,14 +324,7 @@ fn command_line(config: &Config, dir: &Path) -> Result<(String, Vec<String>)> {
         ("-initrd", image("initrd.gz")),
         ("-append", kernel),
         ("-serial", format!("file:{}", at("console.log"))),
-        // snapshot: the image is never written
-        (
-            "-drive",
-            format!(
-                "file={},if=none,id=root,format=raw,snapshot=on",
-                image("root.ext4")
-            ),
-        ),
+        ("-drive", drive),
         (
             "-chardev",
             format!("socket,id=cmd,path={},server=on,wait=off", at("cmd")),

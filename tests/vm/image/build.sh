@@ -1,18 +1,19 @@
 #!/bin/bash
-# build.sh OUT ARCH KERNEL_META: make OUT/ARCH-KERNEL_META/{vmlinuz,initrd.gz,root.ext4,config,kernel-version} from
-# Debian packages.
+# build.sh OUT ARCH KERNEL_META [FLAVOUR]: make OUT/ARCH-KERNEL_META-FLAVOUR/{vmlinuz,initrd.gz,root.ext4,config,
+# kernel-version} from Debian packages.
 #
 #   OUT          folder of the rig; downloaded packages are kept in OUT/cache
 #   ARCH         amd64 | arm64
 #   KERNEL_META  a Debian meta package (linux-image-6.12-rt-amd64); the exact version is derived from the
 #                archive, so that a point release needs no change here, and is printed
+#   FLAVOUR      busybox (default: busybox init and udevd) | systemd (real systemd as PID 1)
 #
 # Needs apt-get, dpkg-deb, depmod and modprobe (kmod), cpio, mke2fs (e2fsprogs), zstd, xz. No loop device, no mount.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/packages.sh"
-out=$1 arch=$2 meta=$3
-img=$out/$arch-$meta cache=$out/cache/$arch work=$(mktemp -d "$out/build.XXXXXX")
+out=$1 arch=$2 meta=$3 flavour=${4:-busybox}
+img=$out/$arch-$meta-$flavour cache=$out/cache/$arch work=$(mktemp -d "$out/build.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$img" "$cache" "$work"/{kernel,root,initrd}
 
@@ -22,7 +23,12 @@ kernel=$(apt-cache depends "$meta:$arch" 2>/dev/null | awk '$1=="Depends:" && $2
 version=${kernel#linux-image-}
 stamp="$version $(cat "$here"/* | sha256sum | cut -c1-16)"
 if [ "$(cat "$img/stamp" 2>/dev/null)" = "$stamp" ]; then say "$arch $version is built already"; exit 0; fi
-say "building $arch guest with $kernel"
+say "building $arch guest with $kernel and $flavour init"
+case $flavour in
+  busybox) ;;
+  systemd) ROOT_PACKAGES="$ROOT_PACKAGES $SYSTEMD_PACKAGES" ;;
+  *) say "no flavour $flavour: busybox or systemd"; exit 1 ;;
+esac
 
 # --- download what is not there yet (the cache is the only thing worth keeping between runs)
 want=()
@@ -81,7 +87,9 @@ mkdir -p "$root"/{proc,sys,dev,run,tmp,mnt,root,etc/berth,var/lib/berth,var/log,
 modules "$root" $BOOT_MODULES $TEST_MODULES
 # busybox fills every name that no real package provides (-L: a package's own absolute link dangles from here)
 busybox --list-full | while read -r applet; do
-  [ -e "$root/$applet" ] || [ -L "$root/$applet" ] || ln -s /usr/bin/busybox "$root/$applet"
+  name=${applet##*/}
+  for dir in usr/bin usr/sbin; do if [ -e "$root/$dir/$name" ] || [ -L "$root/$dir/$name" ]; then continue 2; fi; done
+  ln -s /usr/bin/busybox "$root/$applet"
 done
 install -D -m 755 "$here/guest-rcS" "$root/etc/rcS"
 install -D -m 755 "$here/guest-shell" "$root/usr/sbin/guest-shell"
@@ -89,8 +97,24 @@ printf '::sysinit:/etc/rcS\n::respawn:/usr/sbin/guest-shell\n::ctrlaltdel:/sbin/
 echo 'root::0:0:root:/root:/bin/sh' >"$root/etc/passwd"
 printf '%s\n' root:x:0: tty:x:5: disk:x:6: lp:x:7: kmem:x:15: dialout:x:20: cdrom:x:24: tape:x:26: audio:x:29: \
   video:x:44: input:x:105: kvm:x:106: sgx:x:107: render:x:108: >"$root/etc/group"
+if [ "$flavour" = systemd ]; then
+  install -D -m 755 "$here/guest-setup" "$root/usr/sbin/guest-setup"
+  install -D -m 644 "$here/guest-shell.service" "$root/etc/systemd/system/guest-shell.service"
+  mkdir -p "$root/etc/systemd/system/multi-user.target.wants" "$root/var/lib/dpkg"/{info,updates,triggers}
+  ln -s ../guest-shell.service "$root/etc/systemd/system/multi-user.target.wants/guest-shell.service"
+  for unit in dbus systemd-logind systemd-resolved systemd-timesyncd systemd-networkd getty@tty1 serial-getty@ttyS0 systemd-firstboot \
+    systemd-hwdb-update systemd-update-utmp dbus.socket fstrim.timer e2scrub_all.timer; do
+    case $unit in *.timer | *.socket) ;; *) unit=$unit.service ;; esac
+    ln -sf /dev/null "$root/etc/systemd/system/$unit"
+  done
+  ln -sf /lib/systemd/system/multi-user.target "$root/etc/systemd/system/default.target"
+  ln -sfn /lib/systemd/systemd "$root/usr/sbin/init"
+  echo 0123456789abcdef0123456789abcdef >"$root/etc/machine-id"
+  echo "messagebus:x:101:101::/nonexistent:/bin/false" >>"$root/etc/passwd"; echo "messagebus:x:101:" >>"$root/etc/group"
+  : >"$root/var/lib/dpkg/status"; : >"$root/var/lib/dpkg/available"
+fi
 rm -f "$img/root.ext4"
-mke2fs -q -t ext4 -L root -O ^has_journal -E lazy_itable_init=0,root_owner=0:0 -d "$root" "$img/root.ext4" 384M
+mke2fs -q -t ext4 -L root -O ^has_journal -E lazy_itable_init=0,root_owner=0:0 -d "$root" "$img/root.ext4" 512M
 
 # --- initramfs: find the root disk, switch. A real root matters: pivot_root(2) cannot leave an initramfs.
 initrd=$work/initrd
