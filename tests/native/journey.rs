@@ -106,7 +106,7 @@ pub(crate) fn wait_gone(agent: &mut Agent, workload: &str) -> Result<()> {
             .context("no list")?;
         Ok(!list
             .iter()
-            .any(|i| i["workload"] == workload && i["state"] != "armed"))
+            .any(|i| i["workload"] == workload && i["phase"] != "armed"))
     })
 }
 

@@ -15,7 +15,7 @@ until_true() { # until_true WHAT COMMAND...
   for i in $(seq 600); do if "$@" >/dev/null 2>&1; then return 0; fi; sleep 0.1; done
   echo "journey: $what: not within 60 s; the agent's log:" >&2; tail -n 40 "$dir/agent.log" >&2; exit 1
 }
-runs() { berth ps -o json | tr -d ' \n' | grep -q "\"workload\":\"$1\"[^}]*\"state\":\"running\""; }
+runs() { berth ps -o json | tr -d ' \n' | grep -q "\"workload\":\"$1\"[^}]*\"phase\":\"running\""; }
 gone() { ! berth ps -o json | tr -d ' \n' | grep -q "\"workload\":\"$1\""; }
 leave() {
   local status=$?

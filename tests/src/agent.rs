@@ -237,7 +237,7 @@ impl Agent {
             .or_else(|| list["instances"].as_array())
             .cloned()
             .unwrap_or_default();
-        Ok(list.into_iter().filter(|i| i["state"] == state).collect())
+        Ok(list.into_iter().filter(|i| i["phase"] == state).collect())
     }
 
     /// SIGKILL a process of ours and wait until it is gone.

@@ -86,7 +86,7 @@ fn node(vm: &mut Vm) -> Result<()> {
 fn running(vm: &mut Vm, workload: &str) -> Result<()> {
     vm.until(
         &format!("{workload} runs"),
-        &format!("berth ps; berth ps -o json | grep -A40 '\"workload\": *\"{workload}\"' | grep -q '\"state\": *\"running\"'"),
+        &format!("berth ps; berth ps -o json | grep -A40 '\"workload\": *\"{workload}\"' | grep -q '\"phase\": *\"running\"'"),
         LIMIT,
     )?;
     Ok(())
