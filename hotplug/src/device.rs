@@ -395,6 +395,12 @@ impl Device {
         found
     }
 
+    /// Is it a device that enumeration finds too: below `/devices` and of a bus or class? Modules, drivers
+    /// and the `queues` of network interfaces send events as well; those are no devices.
+    pub fn is_enumerable(&self) -> bool {
+        self.devpath.starts_with("/devices/") && self.subsystem().is_none_or(|s| s != "queues")
+    }
+
     /// Key in the inventory.
     pub fn key(&self) -> Key {
         match self.ifindex() {
@@ -403,10 +409,9 @@ impl Device {
         }
     }
 
-    /// What stays the same when the same device is plugged into the same place again, for instance names:
-    /// the permanent address of a network interface (`addr_assign_type` 0), else udev's ID_PATH with the
-    /// subsystem, else the devpath without a trailing number for USB-like names that are given out anew.
-    /// Not a file name: see [`safe::component`].
+    /// What stays the same when the same device is plugged into the same place again: the permanent address
+    /// of a network interface (`addr_assign_type` 0), else udev's ID_PATH, else the devpath; the subsystem
+    /// before it. Text of the device: for a file or container name use [`safe::component`].
     pub fn identity(&self) -> String {
         let subsystem = self.subsystem().unwrap_or("unknown");
         if subsystem == "net"

@@ -105,7 +105,7 @@ pub fn enumerate_from(
     let found = scan.scan_devices().map_err(EnumerateError::Udev)?;
     let devices: BTreeMap<String, Device> = found
         .map(|d| Device::from_udev(&d, &root))
-        .filter(|d| d.subsystem().is_some_and(|s| filter.wants(s)))
+        .filter(|d| d.is_enumerable() && d.subsystem().is_some_and(|s| filter.wants(s)))
         .map(|d| (d.devpath().to_owned(), d))
         .collect();
     Ok(devices.into_values().collect())

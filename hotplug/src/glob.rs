@@ -126,12 +126,13 @@ fn set(p: &[u8], at: usize, fold: bool) -> Option<([u64; 4], usize)> {
             i += 1;
             break;
         }
-        if b == b'[' && p.get(i + 1) == Some(&b':') {
-            if let Some((class, next)) = class(p, i + 2) {
-                (0..=127u8).filter(|b| class(*b)).for_each(|b| add(&mut set, b));
-                i = next;
-                continue;
-            }
+        if b == b'['
+            && p.get(i + 1) == Some(&b':')
+            && let Some((class, next)) = class(p, i + 2)
+        {
+            (0..=127u8).filter(|b| class(*b)).for_each(|b| add(&mut set, b));
+            i = next;
+            continue;
         }
         let (low, next) = member(p, i)?;
         i = next;

@@ -5,7 +5,7 @@
 //! enumeration ─> resync├─> Delta: Appeared · Changed · Moved · Gone
 //! inside ──────> hold/…┘
 //! ```
-//! Pure: reads no file. Invariants: a device that appeared is gone exactly once; nothing is told twice (an
+//! Pure ([`Interface::list`] apart): reads no file. Invariants: a device that appeared is gone exactly once; nothing is told twice (an
 //! event for what the enumeration already found changes nothing); a `remove` is matched by path and number
 //! from this table, never by its properties; an interface that was handed to a container is *held*: its
 //! `remove` outside means nothing, only what is seen inside, or [`Inventory::release`], ends it.
@@ -77,6 +77,21 @@ pub struct Interface {
     pub name: String,
 }
 
+impl Interface {
+    /// All interfaces of the calling thread's network namespace (RTM_GETLINK, by the C library).
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn list() -> std::io::Result<Vec<Interface>> {
+        let all = nix::net::if_::if_nameindex()?;
+        let one = |i: &nix::net::if_::Interface| Interface {
+            index: i.index(),
+            name: i.name().to_string_lossy().into_owned(),
+        };
+        Ok(all.iter().map(one).collect())
+    }
+}
+
 /// Who has an interface.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -89,7 +104,8 @@ pub struct Held {
 }
 
 /// What was found in the network namespace of one container.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Inside {
     /// The container's id.
     pub owner: String,
@@ -156,8 +172,11 @@ impl Inventory {
             .filter_map(|e| e.held.as_ref().map(|held| (&e.device, held)))
     }
 
-    /// Takes in one event.
+    /// Takes in one event. Events of what is no device ([`Device::is_enumerable`]) change nothing.
     pub fn apply(&mut self, event: Event) -> Vec<Delta> {
+        if !event.device.is_enumerable() {
+            return Vec::new();
+        }
         match event.action {
             Action::Remove => self.removed(&event.device),
             Action::Move => {
@@ -176,7 +195,11 @@ impl Inventory {
     /// namespace that could be looked into; a held interface whose owner is not among them stays. Deltas:
     /// what is gone first, then what moved or changed, then what is new.
     pub fn resync(&mut self, devices: Vec<Device>, inside: &[Inside]) -> Vec<Delta> {
-        let found: BTreeMap<Key, Device> = devices.into_iter().map(|d| (d.key(), d)).collect();
+        let found: BTreeMap<Key, Device> = devices
+            .into_iter()
+            .filter(Device::is_enumerable)
+            .map(|d| (d.key(), d))
+            .collect();
         let mut deltas = Vec::new();
         let lost: Vec<Key> = (self.entries.iter())
             .filter(|(key, entry)| !found.contains_key(*key) && !entry.may_be_inside(inside))

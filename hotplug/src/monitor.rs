@@ -23,6 +23,7 @@ use thiserror::Error;
 
 use crate::device::{Device, SYS_ROOT};
 use crate::event::{Event, EventError};
+use crate::sysfs;
 
 /// udevd listens here where it runs.
 pub const UDEV_CONTROL: &str = "/run/udev/control";
@@ -245,22 +246,35 @@ impl Monitor {
     }
 
     /// Throws away what is in the buffer, further overflows included; call it before the enumeration that
-    /// follows an overflow. Returns how many messages went. Stops after `limit` messages, so that a storm
-    /// cannot hold the caller (the next overflow or event then leads back here).
+    /// follows an overflow. Stops at the first event that is younger than this call, so that a storm cannot
+    /// hold the caller. Returns how many messages went.
     ///
     /// # Errors
     /// [`MonitorError::Socket`].
-    pub fn drain(&mut self, limit: usize) -> Result<usize, MonitorError> {
+    pub fn drain(&mut self) -> Result<usize, MonitorError> {
+        let newest = newest_seqnum(&self.sys_root);
         let mut dropped = 0;
-        while dropped < limit {
+        loop {
             match self.next() {
                 Ok(None) => break,
-                Ok(Some(_)) | Err(MonitorError::Overflow) => dropped += 1,
+                Ok(Some(event)) => {
+                    dropped += 1;
+                    if newest.is_some_and(|newest| event.seqnum > newest) {
+                        break;
+                    }
+                }
+                Err(MonitorError::Overflow) => dropped += 1,
                 Err(error) => return Err(error),
             }
         }
         Ok(dropped)
     }
+}
+
+/// The number of the last event the kernel sent.
+fn newest_seqnum(sys_root: &Path) -> Option<u64> {
+    let text = sysfs::read_bounded(&sys_root.join("kernel/uevent_seqnum"))?;
+    std::str::from_utf8(&text).ok()?.trim().parse().ok()
 }
 
 impl AsFd for Monitor {
@@ -320,7 +334,7 @@ enum Received {
     Failed(Errno),
 }
 
-fn receive_kernel(fd: RawFd, buffer: &mut [u8], control: &mut Vec<u8>, sys_root: &Arc<Path>) -> Received {
+fn receive_kernel(fd: RawFd, buffer: &mut [u8], control: &mut [u8], sys_root: &Arc<Path>) -> Received {
     let mut iov = [IoSliceMut::new(buffer)];
     let message = socket::recvmsg::<NetlinkAddr>(fd, &mut iov, Some(control), MsgFlags::MSG_DONTWAIT);
     let (length, trusted) = match message {
