@@ -15,6 +15,20 @@ pub(crate) struct Cross {
     pub(crate) name: String,
     pub(crate) problem: Problem,
     pub(crate) warning: bool,
+    /// The field of another document that the judgement rests on.
+    pub(crate) rests_on: Option<(Kind, String, &'static str)>,
+}
+
+impl Cross {
+    fn error(kind: Kind, name: &str, problem: Problem) -> Self {
+        Self {
+            kind,
+            name: name.to_owned(),
+            problem,
+            warning: false,
+            rests_on: None,
+        }
+    }
 }
 
 /// Names that exist although their documents are not in the set, because they are faulty.
@@ -22,7 +36,7 @@ pub(crate) type Faulty = BTreeSet<(Kind, String)>;
 
 /// The workload a rule starts.
 pub(crate) fn workload_of(rule: &RuleSpec) -> &str {
-    rule["workload"].as_str().unwrap_or_default()
+    &rule.workload
 }
 
 /// The profile a profile builds on.
@@ -32,40 +46,32 @@ pub(crate) fn base_of(profile: &ProfileSpec) -> Option<&str> {
 
 /// Whether berth itself brings a profile of that name.
 pub(crate) fn is_shipped(name: &str) -> bool {
-    name == "strict"
+    shipped().contains(&name)
 }
 
-const SHIPPED: &[&str] = &["strict"];
+/// Profiles that berth itself brings.
+fn shipped() -> Vec<&'static str> {
+    vec!["strict"]
+}
 
 /// Every problem between the documents of a set. `faulty` are there too, but nothing else is known of them.
 pub(crate) fn problems(set: &Set, faulty: &Faulty) -> Vec<Cross> {
     let mut out = Vec::new();
-    let profiles: Vec<&str> = SHIPPED
-        .iter()
-        .copied()
+    let profiles: Vec<&str> = shipped()
+        .into_iter()
         .chain(names(set, faulty, Kind::SecurityProfile))
         .collect();
     for (name, workload) in &set.workloads {
         let profile = &*workload.spec.profile;
         if !profiles.contains(&profile) {
             let problem = no_such("spec.profile", Kind::SecurityProfile, profile, &profiles);
-            out.push(Cross {
-                kind: Kind::Workload,
-                name: name.clone(),
-                problem,
-                warning: false,
-            });
+            out.push(Cross::error(Kind::Workload, name, problem));
         }
     }
     for (name, profile) in &set.profiles {
         if let Some(base) = base_of(&profile.spec).filter(|base| !profiles.contains(base)) {
             let problem = no_such("spec.extends", Kind::SecurityProfile, base, &profiles);
-            out.push(Cross {
-                kind: Kind::SecurityProfile,
-                name: name.clone(),
-                problem,
-                warning: false,
-            });
+            out.push(Cross::error(Kind::SecurityProfile, name, problem));
         }
     }
     let workloads: Vec<&str> = names(set, faulty, Kind::Workload).collect();
@@ -73,17 +79,14 @@ pub(crate) fn problems(set: &Set, faulty: &Faulty) -> Vec<Cross> {
     for (name, rule) in &set.rules {
         let wanted = workload_of(&rule.spec);
         used.insert(wanted);
-        let problem = match set.workloads.get(wanted) {
-            Some(workload) => rule_fits(&rule.spec, wanted, &workload.spec),
-            None if workloads.contains(&wanted) => None,
-            None => Some(no_such("spec.workload", Kind::Workload, wanted, &workloads)),
-        };
-        out.extend(problem.map(|problem| Cross {
-            kind: Kind::HotplugRule,
-            name: name.clone(),
-            problem,
-            warning: false,
-        }));
+        match set.workloads.get(wanted) {
+            Some(workload) => rule_fits(name, &rule.spec, wanted, &workload.spec, &mut out),
+            None if workloads.contains(&wanted) => {}
+            None => {
+                let problem = no_such("spec.workload", Kind::Workload, wanted, &workloads);
+                out.push(Cross::error(Kind::HotplugRule, name, problem));
+            }
+        }
     }
     if !faulty.iter().any(|(kind, _)| *kind == Kind::HotplugRule) {
         for (name, workload) in &set.workloads {
@@ -91,10 +94,8 @@ pub(crate) fn problems(set: &Set, faulty: &Faulty) -> Vec<Cross> {
                 let problem = Problem::new("spec.run", "`onDevice`, but no HotplugRule uses this workload")
                     .hint("it will never run: add a rule with `workload:` set to its name");
                 out.push(Cross {
-                    kind: Kind::Workload,
-                    name: name.clone(),
-                    problem,
                     warning: true,
+                    ..Cross::error(Kind::Workload, name, problem)
                 });
             }
         }
@@ -102,21 +103,29 @@ pub(crate) fn problems(set: &Set, faulty: &Faulty) -> Vec<Cross> {
     out
 }
 
-fn rule_fits(rule: &RuleSpec, name: &str, workload: &WorkloadSpec) -> Option<Problem> {
+fn rule_fits(name: &str, rule: &RuleSpec, wanted: &str, workload: &WorkloadSpec, out: &mut Vec<Cross>) {
+    let mut push = |problem, field| {
+        let rests_on = Some((Kind::Workload, wanted.to_owned(), field));
+        out.push(Cross {
+            rests_on,
+            ..Cross::error(Kind::HotplugRule, name, problem)
+        });
+    };
     if workload.run != Run::OnDevice {
-        return Some(
-            Problem::new("spec.workload", format!("workload `{name}` has `run: always`"))
-                .expected("a workload with `run: onDevice`")
-                .hint(
-                    "set spec.run of the workload to onDevice, or write a workload of its own for the rule",
-                ),
-        );
+        let problem = Problem::new("spec.workload", format!("workload `{wanted}` has `run: always`"))
+            .expected("a workload with `run: onDevice`")
+            .hint("set spec.run of the workload to onDevice, or write a workload of its own for the rule");
+        push(problem, "spec.run");
     }
-    (!rule["interface"].is_null() && !workload.takes_interfaces()).then(|| {
-        Problem::new("spec.interface", format!("workload `{name}` has `network: host`"))
-            .expected("a workload with a network of its own")
-            .hint("set spec.network of the workload to none: an interface cannot be moved to where it is")
-    })
+    if rule.interface.is_some() && !workload.takes_interfaces() {
+        let problem = Problem::new(
+            "spec.interface",
+            format!("workload `{wanted}` has `network: host`"),
+        )
+        .expected("a workload with a network of its own")
+        .hint("set spec.network of the workload to none: an interface cannot be moved to where it is");
+        push(problem, "spec.network");
+    }
 }
 
 fn names<'a>(set: &'a Set, faulty: &'a Faulty, kind: Kind) -> impl Iterator<Item = &'a str> {

@@ -209,7 +209,9 @@ impl<'a> De<'a> {
 
     fn any<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         match &self.node.value {
-            Value::Scalar { text, plain: true } => match resolve(text) {
+            Value::Scalar {
+                text, plain: true, ..
+            } => match resolve(text) {
                 Plain::Null => visitor.visit_unit(),
                 Plain::Bool(value) => visitor.visit_bool(value),
                 Plain::Unsigned(value) => visitor.visit_u64(value),
@@ -217,7 +219,9 @@ impl<'a> De<'a> {
                 Plain::Float(value) => visitor.visit_f64(value),
                 Plain::Text => visitor.visit_str(text),
             },
-            Value::Scalar { text, plain: false } => visitor.visit_str(text),
+            Value::Scalar {
+                text, plain: false, ..
+            } => visitor.visit_str(text),
             Value::Seq(items) => visitor.visit_seq(Seq {
                 items: items.iter(),
                 context: self.context,
@@ -351,7 +355,10 @@ impl<'de> SeqAccess<'de> for Seq<'_> {
     fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Error> {
         let context = self.context;
         match self.items.find(|item| !context.dead.contains(&item.id)) {
-            Some(node) => seed.deserialize(De { node, context }).map(Some),
+            Some(node) => {
+                let de = De { node, context };
+                de.here(seed.deserialize(de)).map(Some)
+            }
             None => Ok(None),
         }
     }
@@ -402,10 +409,13 @@ impl<'de> MapAccess<'de> for Map<'_> {
 
     fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, Error> {
         match std::mem::replace(&mut self.value, Next::None) {
-            Next::Node(node) => seed.deserialize(De {
-                node,
-                context: self.context,
-            }),
+            Next::Node(node) => {
+                let de = De {
+                    node,
+                    context: self.context,
+                };
+                de.here(seed.deserialize(de))
+            }
             Next::Ghost(field, attempt) => seed.deserialize(Ghost(attempt)).map_err(|mut error| {
                 error.at = Some(At::Ghost(self.owner, field));
                 error
@@ -457,7 +467,8 @@ impl<'de> VariantAccess<'de> for Payload<'_> {
     }
 
     fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, Error> {
-        seed.deserialize(self.value("`name: value`")?)
+        let de = self.value("`name: value`")?;
+        de.here(seed.deserialize(de))
     }
 
     fn tuple_variant<V: Visitor<'de>>(self, _: usize, visitor: V) -> Result<V::Value, Error> {

@@ -76,6 +76,8 @@ pub struct Problem {
     pub expected: Option<String>,
     /// What to change.
     pub hint: Option<String>,
+    /// Line and column inside that field's text, from 1, where it has a grammar of its own.
+    pub inside: Option<(u32, u32)>,
     /// Other fields that the judgement rests on: where one of those is itself faulty, this one is not told.
     pub rests_on: Vec<String>,
 }
@@ -88,6 +90,7 @@ impl Problem {
             message: message.into(),
             expected: None,
             hint: None,
+            inside: None,
             rests_on: Vec::new(),
         }
     }
@@ -134,7 +137,9 @@ pub(crate) fn nearest<'a>(text: &str, candidates: impl IntoIterator<Item = &'a s
         .map(|candidate| {
             let known = folded(candidate);
             let mut distance = strsim::damerau_levenshtein(&wanted, &known);
-            if distance > 0 && wanted.len() >= 3 && (known.starts_with(&wanted) || wanted.starts_with(&known))
+            if distance > 0
+                && wanted.len() >= 3
+                && (known.starts_with(&wanted) || known.ends_with(&wanted) || wanted.starts_with(&known))
             {
                 distance = 1;
             }

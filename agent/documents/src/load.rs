@@ -3,21 +3,21 @@
 //! Only [`check`] and [`load`] touch the file system: regular files alone are read, never more than
 //! [`MAX_BYTES`] of one, so that a pipe or a device named by mistake neither blocks nor fills the memory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::de::IgnoredAny;
 
 use crate::cross::{self, Faulty};
 use crate::document::{ApiVersion, Document, Kind, Metadata, Origin};
 use crate::fault::{Fault, Problem, Severity};
 use crate::recover::{self, Outcome, Placed};
 use crate::set::Set;
+use crate::specs::Spec;
 use crate::tree::{self, MAX_BYTES, Node, Parsed};
-use crate::workload::WorkloadSpec;
 
 /// Most files of one run.
 const MAX_FILES: usize = 1000;
@@ -130,11 +130,6 @@ pub(crate) fn own_problems(set: &Set) -> Vec<(String, Vec<Problem>)> {
     each(Kind::Workload, &set.workloads, &mut out);
     each(Kind::HotplugRule, &set.rules, &mut out);
     out
-}
-
-/// A kind's spec: how it is checked and where it is kept.
-trait Spec: DeserializeOwned {
-    fn problems(&self) -> Vec<Problem>;
 }
 
 #[derive(Deserialize)]
@@ -308,11 +303,12 @@ impl Reading {
                     faults,
                     value,
                     poisoned,
+                    dead,
                 } = recover::read::<Envelope<IgnoredAny>>(&root);
                 self.placed(file, faults);
                 if let Some(envelope) = value {
                     let problems = envelope.metadata.validate();
-                    self.problems(file, &root, problems, &poisoned);
+                    self.problems(file, &root, problems, &poisoned, &dead);
                 }
             }
         }
@@ -325,11 +321,11 @@ impl Reading {
         kind: Kind,
         place: fn(&mut Set) -> &mut BTreeMap<String, Document<T>>,
     ) {
-        let before = self.faults.len();
         let Outcome {
             value,
             faults,
             poisoned,
+            dead,
         } = recover::read::<Envelope<T>>(&root);
         self.placed(file, faults);
         // The name as it is written: a document that is refused still has it.
@@ -343,7 +339,7 @@ impl Reading {
         if let Some(envelope) = &value {
             let mut problems = envelope.metadata.validate();
             problems.extend(envelope.spec.problems());
-            self.problems(file, &root, problems, &poisoned);
+            self.problems(file, &root, problems, &poisoned, &dead);
         }
         let key = (kind, name.clone());
         if let Some(first) = self.kept.get(&key) {
@@ -359,7 +355,7 @@ impl Reading {
                 at.column
             ))
             .hint("rename or remove one of the two");
-            self.problems(file, &root, vec![problem], &[]);
+            self.problems(file, &root, vec![problem], &[], &HashSet::new());
             return;
         }
         if kind == Kind::Node {
@@ -378,12 +374,13 @@ impl Reading {
                         at.column
                     ))
                     .hint("a node has one profile: join the two");
-                self.problems(file, &root, vec![problem], &[]);
+                self.problems(file, &root, vec![problem], &[], &HashSet::new());
                 return;
             }
         }
         match value {
-            Some(Envelope { metadata, spec, .. }) if self.faults.len() == before => {
+            // A faulty document is kept too: what others say of it is judged, where it is not itself at fault.
+            Some(Envelope { metadata, spec, .. }) => {
                 let origin = Origin {
                     file: file.to_owned(),
                     line: root.pos.line,
@@ -398,7 +395,7 @@ impl Reading {
                     },
                 );
             }
-            _ => {
+            None => {
                 self.faulty.insert(key.clone());
             }
         }
@@ -420,15 +417,23 @@ impl Reading {
     }
 
     /// Problems of a typed document, less those that only follow from faults told already.
-    fn problems(&mut self, file: &Path, root: &Node, problems: Vec<Problem>, poisoned: &[String]) {
-        for problem in problems {
-            let follows = poisoned.iter().any(|poison| {
-                std::iter::once(&problem.path)
-                    .chain(&problem.rests_on)
-                    .any(|path| recover::related(path, poison))
-            });
-            if !follows {
-                let pos = recover::place(root, &problem.path);
+    fn problems(
+        &mut self,
+        file: &Path,
+        root: &Node,
+        problems: Vec<Problem>,
+        poisoned: &[String],
+        dead: &HashSet<u32>,
+    ) {
+        for mut problem in problems {
+            problem.path = recover::real_path(root, &problem.path, dead);
+            let rests_on = problem
+                .rests_on
+                .iter()
+                .map(|path| recover::real_path(root, path, dead));
+            let mut paths = rests_on.chain([problem.path.clone()]);
+            if !paths.any(|path| is_poisoned(poisoned, &path)) {
+                let pos = pos_of(root, &problem);
                 self.push(self.file_index, file, pos, problem, Severity::Error);
             }
         }
@@ -440,7 +445,7 @@ impl Reading {
             message,
             expected,
             hint,
-            rests_on: _,
+            ..
         } = problem;
         let (line, column) = (pos.line, pos.column);
         let fault = Fault {
@@ -481,6 +486,10 @@ impl Reading {
     /// The checks between documents.
     fn against(&mut self, base: &Set) {
         let (merged, _) = base.apply(&self.set);
+        // Whether some rule does not say which workload it uses.
+        let unclear = self.kept.iter().any(|((kind, _), kept)| {
+            *kind == Kind::HotplugRule && is_poisoned(&kept.poisoned, "spec.workload")
+        });
         for found in cross::problems(&merged, &self.faulty) {
             let unknown = found.problem.message.starts_with("there is no ");
             // A document that could not be read may be the one that is missed.
@@ -491,10 +500,12 @@ impl Reading {
                 self.without_place(&found);
                 continue;
             };
-            if kept
-                .poisoned
-                .iter()
-                .any(|poison| recover::related(&found.problem.path, poison))
+            let other = found.rests_on.as_ref().and_then(|(kind, name, path)| {
+                self.kept.get(&(*kind, name.clone())).map(|other| (other, *path))
+            });
+            if is_poisoned(&kept.poisoned, &found.problem.path)
+                || other.is_some_and(|(other, path)| is_poisoned(&other.poisoned, path))
+                || found.warning && unclear
             {
                 continue;
             }
@@ -553,14 +564,17 @@ impl Reading {
     }
 }
 
-impl Spec for WorkloadSpec {
-    fn problems(&self) -> Vec<Problem> {
-        self.validate()
-    }
+/// Whether a field, or something above or below it, is itself at fault.
+fn is_poisoned(poisoned: &[String], path: &str) -> bool {
+    poisoned.iter().any(|poison| recover::related(path, poison))
 }
 
-impl Spec for serde_json::Value {
-    fn problems(&self) -> Vec<Problem> {
-        Vec::new()
+fn pos_of(root: &Node, problem: &Problem) -> tree::Pos {
+    let inside = problem
+        .inside
+        .and_then(|inside| Some((recover::node_at(root, &problem.path)?, inside)));
+    match inside {
+        Some((node, inside)) => recover::place_inside(node, inside),
+        None => recover::place(root, &problem.path),
     }
 }

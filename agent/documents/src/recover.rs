@@ -6,7 +6,7 @@
 //! key that is there but faulty) is not told. Each turn takes out a node or tries another stand-in, and
 //! [`MAX_FAULTS`] bounds the turns.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use serde::de::DeserializeOwned;
 
@@ -34,6 +34,8 @@ pub(crate) struct Outcome<T> {
     pub(crate) faults: Vec<Placed>,
     /// Paths of which the value says nothing true.
     pub(crate) poisoned: Vec<String>,
+    /// List entries that are not in the value: those behind them stand at lower indices there.
+    pub(crate) dead: HashSet<u32>,
 }
 
 /// Reads a `T` and collects every fault.
@@ -43,6 +45,7 @@ pub(crate) fn read<T: DeserializeOwned>(root: &Node) -> Outcome<T> {
         context: Context::default(),
         faults: Vec::new(),
         told: BTreeSet::new(),
+        strangers: BTreeSet::new(),
         poisoned: Vec::new(),
     };
     let value = loop {
@@ -72,6 +75,7 @@ pub(crate) fn read<T: DeserializeOwned>(root: &Node) -> Outcome<T> {
         value,
         faults: reader.faults,
         poisoned: reader.poisoned,
+        dead: reader.context.dead,
     }
 }
 
@@ -81,6 +85,8 @@ struct Reader<'a> {
     faults: Vec<Placed>,
     /// Unknown keys that are recorded already, by the id of their value.
     told: BTreeSet<u32>,
+    /// Those of them that were meant to be no other key: nothing follows from them.
+    strangers: BTreeSet<u32>,
     poisoned: Vec<String>,
 }
 
@@ -90,6 +96,7 @@ struct Found<'a> {
     path: String,
     /// Place of its key, or its own where it has none.
     key_pos: Pos,
+    key: &'a str,
     parent: Option<&'a Node>,
 }
 
@@ -105,22 +112,24 @@ impl<'a> Reader<'a> {
 
     fn unknown_key(&mut self, id: u32, known: Names) {
         let Some(found) = find(self.root, id) else { return };
-        let key = found
+        let key = found.key;
+        let parent = found
             .path
-            .rsplit_once('.')
-            .map_or(found.path.as_str(), |(_, key)| key)
+            .strip_suffix(&*shown(key))
+            .unwrap_or_default()
             .to_owned();
-        let parent = found.path.strip_suffix(&key).unwrap_or_default().to_owned();
         let mut problem =
-            Problem::new(&found.path, format!("unknown key `{}`", shown(&key))).expected(names(known));
+            Problem::new(&found.path, format!("unknown key `{}`", shown(key))).expected(names(known));
         // A key that is there already cannot be the one that was meant.
         let free = known
             .iter()
             .copied()
             .filter(|name| found.parent.is_none_or(|map| map.entry(name).is_none()));
-        if let Some(near) = nearest(&key, free) {
+        if let Some(near) = nearest(key, free) {
             problem = problem.hint(format!("did you mean `{near}`?"));
             self.poisoned.push(format!("{parent}{near}"));
+        } else {
+            self.strangers.insert(id);
         }
         self.context.dead.insert(id);
         self.faults.push(Placed {
@@ -161,14 +170,13 @@ impl<'a> Reader<'a> {
                 }
             }
             wrong => {
+                let scalar = !matches!(&wrong, Wrong::Found { found, .. }
+                    if matches!(found.as_str(), "a list" | "a mapping" | "nothing"));
                 let problem = problem(&found, wrong);
                 // A buffered value (a tagged enum's) lost its places: find the one that was meant.
                 let inner = if found.node.text().is_none() && !on_key {
-                    let text = problem
-                        .message
-                        .strip_prefix("found `")
-                        .and_then(|rest| rest.strip_suffix('`'));
-                    let text = text.or_else(|| problem.message.strip_prefix("found "));
+                    let text = problem.message.strip_prefix("found ");
+                    let text = text.map(|text| text.trim_matches('`')).filter(|_| scalar);
                     text.and_then(|text| refine(found.node, &|_, node| node.text() == Some(text)))
                 } else {
                     None
@@ -184,7 +192,9 @@ impl<'a> Reader<'a> {
                     }
                     None => {
                         let follows = found.node.any(&|node| {
-                            node.id != id && self.context.dead.contains(&node.id)
+                            node.id != id
+                                && self.context.dead.contains(&node.id)
+                                && !self.strangers.contains(&node.id)
                                 || self.context.ghosts.keys().any(|(owner, _)| *owner == node.id)
                         });
                         if !follows {
@@ -204,8 +214,8 @@ impl<'a> Reader<'a> {
         }
         let path = join(&found.path, field);
         if found.node.entry(field).is_none() && !self.poisoned.contains(&path) {
-            let problem = Problem::new(&path, format!("the key `{field}` is missing"))
-                .expected("it, with a value: it has no default");
+            let problem =
+                Problem::new(&path, format!("the key `{field}` is missing")).hint("it has no default");
             self.record(found, true, problem);
         }
         self.poisoned.push(path);
@@ -250,6 +260,7 @@ fn find(root: &Node, id: u32) -> Option<Found<'_>> {
                         node,
                         path,
                         key_pos: node.pos,
+                        key: "",
                         parent,
                     },
                     id,
@@ -262,6 +273,7 @@ fn find(root: &Node, id: u32) -> Option<Found<'_>> {
                         node: &entry.value,
                         path,
                         key_pos: entry.key_pos,
+                        key: &entry.key,
                         parent,
                     },
                     id,
@@ -274,6 +286,7 @@ fn find(root: &Node, id: u32) -> Option<Found<'_>> {
             node: root,
             path: String::new(),
             key_pos: root.pos,
+            key: "",
             parent: None,
         },
         id,
@@ -319,8 +332,9 @@ fn problem(found: &Found<'_>, wrong: Wrong) -> Problem {
         Wrong::UnknownValue { value, known } => {
             let problem = Problem::new(path, format!("found `{}`", shown(&value))).expected(names(known));
             match nearest(&value, known.iter().copied()) {
-                Some(near) => problem.hint(format!("did you mean `{near}`?")),
-                None => problem,
+                // With one name expected there is nothing to guess.
+                Some(near) if known.len() > 1 => problem.hint(format!("did you mean `{near}`?")),
+                _ => problem,
             }
         }
         Wrong::Absent => Problem::new(path, "the key has no value")
@@ -358,7 +372,7 @@ fn value_hint(node: &Node, expected: &str) -> Option<String> {
     if node.is_null() {
         return Some("for the default take the key away".to_owned());
     }
-    let Value::Scalar { text, plain } = &node.value else {
+    let Value::Scalar { text, plain, .. } = &node.value else {
         return None;
     };
     match expected {
@@ -391,6 +405,7 @@ fn names(known: Names) -> String {
     match (known.len(), quoted.as_slice()) {
         (0, _) => "no key at all".to_owned(),
         (1, [only]) => only.clone(),
+        (2, [one, other]) => format!("{one} or {other}"),
         (count, _) if count > MAX_NAMES => format!("one of {}, … ({count} in all)", quoted.join(", ")),
         _ => format!("one of {}", quoted.join(", ")),
     }
@@ -399,9 +414,55 @@ fn names(known: Names) -> String {
 /// The place of the field at `path`: of the value where it is a scalar, else of its key; where it is not
 /// there, of the nearest thing above it.
 pub(crate) fn place(root: &Node, path: &str) -> Pos {
+    follow(root, path).1
+}
+
+/// A path of the typed value as one of the text: list entries that were taken out count again.
+pub(crate) fn real_path(root: &Node, path: &str, dead: &HashSet<u32>) -> String {
+    let mut out = String::new();
+    let mut rest = path;
+    while let Some((before, tail)) = rest.split_once('[') {
+        let Some((index, tail)) = tail.split_once(']') else {
+            break;
+        };
+        out.push_str(before);
+        let items = match node_at(root, &out).map(|node| &node.value) {
+            Some(Value::Seq(items)) => items.as_slice(),
+            _ => &[],
+        };
+        let alive = items
+            .iter()
+            .enumerate()
+            .filter(|(_, item)| !dead.contains(&item.id));
+        match index
+            .parse()
+            .ok()
+            .and_then(|index| alive.map(|(at, _)| at).nth(index))
+        {
+            Some(at) => out.push_str(&format!("[{at}]")),
+            None => out.push_str(&format!("[{index}]")),
+        }
+        rest = tail;
+    }
+    out.push_str(rest);
+    out
+}
+
+/// The value of the field at `path`.
+pub(crate) fn node_at<'a>(root: &'a Node, path: &str) -> Option<&'a Node> {
+    Some(follow(root, path))
+        .filter(|(_, _, rest)| rest.is_empty())
+        .map(|(node, _, _)| node)
+}
+
+/// As far as `path` leads: the value there, its place, and the rest of the path.
+fn follow<'a, 'p>(root: &'a Node, path: &'p str) -> (&'a Node, Pos, &'p str) {
     let (mut node, mut pos, mut rest) = (root, root.pos, path);
     loop {
         rest = rest.strip_prefix('.').unwrap_or(rest);
+        if rest.is_empty() {
+            return (node, pos, rest);
+        }
         let next = match &node.value {
             Value::Seq(items) => rest.strip_prefix('[').and_then(|tail| {
                 let (index, tail) = tail.split_once(']')?;
@@ -426,10 +487,35 @@ pub(crate) fn place(root: &Node, path: &str) -> Pos {
                 }),
             Value::Scalar { .. } => None,
         };
-        match next {
-            Some((below, at, tail)) if !rest.is_empty() => (node, pos, rest) = (below, at, tail),
-            _ => return pos,
+        // An empty key would not lead on.
+        match next.filter(|(_, _, tail)| tail.len() < rest.len()) {
+            Some((below, at, tail)) => (node, pos, rest) = (below, at, tail),
+            None => return (node, pos, rest),
         }
+    }
+}
+
+/// The place inside a text that has a grammar of its own: `inside` is its line and column.
+pub(crate) fn place_inside(node: &Node, inside: (u32, u32)) -> Pos {
+    let (line, column) = (inside.0.max(1) as usize, inside.1.max(1) as usize);
+    let start = node.pos;
+    match &node.value {
+        // The place of a block text is that of its first line that is not empty; all are indented alike.
+        Value::Scalar {
+            text, block: true, ..
+        } => {
+            let empty = text.chars().take_while(|c| *c == '\n').count();
+            Pos {
+                line: (start.line + line).saturating_sub(1 + empty),
+                column: start.column + column - 1,
+            }
+        }
+        // One line: a quote may stand before it. (An escape in it shifts what follows.)
+        Value::Scalar { plain, .. } if line == 1 => Pos {
+            line: start.line,
+            column: start.column + column - usize::from(*plain),
+        },
+        _ => start,
     }
 }
 

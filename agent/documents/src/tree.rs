@@ -39,7 +39,7 @@ pub(crate) struct Node {
 
 #[derive(Debug, Clone)]
 pub(crate) enum Value {
-    Scalar { text: String, plain: bool },
+    Scalar { text: String, plain: bool, block: bool },
     Seq(Vec<Node>),
     Map(Vec<Entry>),
 }
@@ -69,7 +69,7 @@ impl Node {
 
     /// YAML's null: an empty plain scalar, `~` or `null`.
     pub(crate) fn is_null(&self) -> bool {
-        matches!(&self.value, Value::Scalar { text, plain: true }
+        matches!(&self.value, Value::Scalar { text, plain: true, .. }
             if matches!(text.as_str(), "" | "~" | "null" | "Null" | "NULL"))
     }
 
@@ -154,7 +154,7 @@ pub(crate) fn parse(text: &str) -> Parsed {
     builder.parsed
 }
 
-/// The first line behind line `line` (from 1) that begins a document: its byte offset, and the lines before it.
+/// The first line from line `line` on (from 1; never the first) that begins a document: its byte offset, and the lines before it.
 fn document_after(text: &str, line: usize) -> Option<(usize, usize)> {
     let mut offset = 0;
     for (index, content) in text.split_inclusive('\n').enumerate() {
@@ -162,7 +162,7 @@ fn document_after(text: &str, line: usize) -> Option<(usize, usize)> {
             .strip_prefix("---")
             .is_some_and(|tail| tail.is_empty() || tail.starts_with([' ', '\t', '\r', '\n']));
         // The very first line began the document that has just failed.
-        if index >= line.max(1) && begins {
+        if index + 1 >= line.max(2) && begins {
             return Some((offset, index));
         }
         offset += content.len();
@@ -280,11 +280,13 @@ impl Builder {
                 Event::Scalar(text, style, anchor, tag) => {
                     self.tag(pos, tag.is_some());
                     let plain = style == ScalarStyle::Plain;
+                    let block = matches!(style, ScalarStyle::Literal | ScalarStyle::Folded);
                     let node = self.node(
                         pos,
                         Value::Scalar {
                             text: text.into_owned(),
                             plain,
+                            block,
                         },
                     )?;
                     self.finish(node, anchor)?;
@@ -426,6 +428,7 @@ impl Builder {
                 Value::Scalar {
                     text: String::new(),
                     plain: false,
+                    block: false,
                 },
             )?;
             self.place(node);

@@ -15,6 +15,9 @@ use crate::values::{AbsolutePath, Duration, Name, Size};
 /// The profile of a workload that names none.
 pub const DEFAULT_PROFILE: &str = "strict";
 
+/// The kernel's PID_MAX_LIMIT on 64 bits.
+pub(crate) const PIDS_MAX: u32 = 4_194_304;
+
 fn strict() -> Name {
     // DEFAULT_PROFILE is a valid label; a test holds it.
     DEFAULT_PROFILE
@@ -59,7 +62,7 @@ pub struct WorkloadSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<Size>,
     /// Most tasks, 1 to 4194304; no limit where absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "pids")]
     pub pids: Option<u32>,
     /// What happens when it ends.
     #[serde(default)]
@@ -262,6 +265,26 @@ pub struct Mount {
     /// Whether writing is refused.
     #[serde(default)]
     pub read_only: bool,
+}
+
+fn pids<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    const EXPECTED: &str = "a number of tasks, 1 to 4194304";
+    struct PidsVisitor;
+    impl Visitor<'_> for PidsVisitor {
+        type Value = u32;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(EXPECTED)
+        }
+
+        fn visit_u64<E: de::Error>(self, pids: u64) -> Result<u32, E> {
+            let fits = u32::try_from(pids)
+                .ok()
+                .filter(|pids| (1..=PIDS_MAX).contains(pids));
+            fits.ok_or_else(|| E::invalid_value(Unexpected::Unsigned(pids), &EXPECTED))
+        }
+    }
+    deserializer.deserialize_u64(PidsVisitor).map(Some)
 }
 
 impl fmt::Display for CpuRequest {

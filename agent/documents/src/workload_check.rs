@@ -3,13 +3,13 @@
 //! Each refusal names the range and what to change. The bounds are the kernel's: sched(7), sched_setattr(2),
 //! cgroups(7).
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use crate::document::shown;
 use crate::fault::Problem;
 use crate::values::{AbsolutePath, Duration};
 use crate::workload::{
-    CpuRequest, Isolation, Mount, Network, Policy, Realtime, RestartPolicy, Scheduling, WorkloadSpec,
+    CpuRequest, Isolation, Mount, Network, PIDS_MAX, Policy, Realtime, Scheduling, WorkloadSpec,
 };
 
 /// The kernel refuses a SCHED_DEADLINE runtime below 2^10 ns.
@@ -17,8 +17,7 @@ const DEADLINE_MIN_NS: u64 = 1024;
 /// The kernel's bound on a SCHED_DEADLINE period where sched_deadline_period_max_us is not lowered: 2^22 us.
 const DEADLINE_MAX_NS: u64 = (1 << 22) * 1000;
 const MEMORY_MIN: u64 = 512 * 1024;
-/// The kernel's PID_MAX_LIMIT on 64 bits.
-const PIDS_MAX: u32 = 4_194_304;
+
 const GRACE_MAX: Duration = Duration::from_secs(3600);
 /// Paths inside that belong to the runtime.
 const RESERVED: [&str; 3] = ["/proc", "/sys", "/dev"];
@@ -88,7 +87,7 @@ impl WorkloadSpec {
                 }
             }
         }
-        let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
+        let mut seen: BTreeSet<&str> = BTreeSet::new();
         for (index, variable) in self.env.iter().enumerate() {
             let path = format!("spec.env[{index}].name");
             if !is_env_name(&variable.name) {
@@ -96,10 +95,10 @@ impl WorkloadSpec {
                     Problem::new(&path, format!("found `{}`", shown(&variable.name)))
                         .expected("letters, digits and `_`, not a digit first"),
                 );
-            } else if let Some(first) = seen.insert(&variable.name, index) {
+            } else if !seen.insert(&variable.name) {
                 problems.push(
                     Problem::new(&path, format!("`{}` is set twice", variable.name))
-                        .expected(format!("each variable once; spec.env[{first}] sets it first")),
+                        .expected("each variable once"),
                 );
             }
             if variable.value.contains('\0') {
@@ -136,8 +135,10 @@ impl WorkloadSpec {
             );
         }
         let Some(budget) = realtime.budget else { return };
+        let mut whole = true;
         for (field, time) in [("runtime", budget.runtime), ("period", budget.period)] {
             if time.as_nanos() == 0 || time.as_nanos() % 1000 != 0 {
+                whole = false;
                 problems.push(
                     Problem::new(format!("spec.realtime.budget.{field}"), format!("found {time}"))
                         .expected("whole microseconds, 1us or more")
@@ -145,7 +146,7 @@ impl WorkloadSpec {
                 );
             }
         }
-        if budget.runtime > budget.period {
+        if whole && budget.runtime > budget.period {
             problems.push(
                 Problem::new(
                     "spec.realtime.budget.runtime",
@@ -159,15 +160,11 @@ impl WorkloadSpec {
 
     fn lifecycle(&self, problems: &mut Vec<Problem>) {
         if self.restart.limit == 0 {
-            let policy = "spec.restart.policy";
-            let problem = Problem::new("spec.restart.limit", "found 0")
-                .expected("1 or more")
-                .rests_on(&[policy]);
-            problems.push(if self.restart.policy == RestartPolicy::Never {
-                problem.hint("with policy never there is no limit to set: take it away")
-            } else {
-                problem.hint("for no restart at all write `policy: never`")
-            });
+            problems.push(
+                Problem::new("spec.restart.limit", "found 0")
+                    .expected("1 or more")
+                    .hint("for no restart at all write `policy: never`"),
+            );
         }
         if self.restart.window.as_nanos() == 0 {
             problems.push(
@@ -205,7 +202,7 @@ impl Scheduling {
             if there && !wanted {
                 problems.push(
                     Problem::new(&path, format!("`{field}` with policy {policy}"))
-                        .expected(format!("it only with policy {users}"))
+                        .expected(format!("`{field}` only with policy {users}"))
                         .rests_on(&["spec.realtime.scheduler.policy"]),
                 );
             } else if required && !there {
@@ -220,17 +217,14 @@ impl Scheduling {
                 );
             }
         }
-        if let Some(priority) = self
-            .priority
-            .filter(|priority| fifo && !(1..=99).contains(priority))
-        {
+        if let Some(priority) = self.priority.filter(|priority| !(1..=99).contains(priority)) {
             problems.push(
                 Problem::new(format!("{BASE}.priority"), format!("found {priority}"))
                     .expected("1 to 99, where 99 is the highest")
                     .hint("the kernel's own interrupt threads run at 50"),
             );
         }
-        if let Some(value) = self.nice.filter(|value| nice && !(-20..=19).contains(value)) {
+        if let Some(value) = self.nice.filter(|value| !(-20..=19).contains(value)) {
             problems.push(
                 Problem::new(format!("{BASE}.nice"), format!("found {value}"))
                     .expected("-20 to 19, where -20 gets the most time"),
@@ -304,7 +298,7 @@ impl WorkloadSpec {
 }
 
 fn mounts(mounts: &[Mount], problems: &mut Vec<Problem>) {
-    let mut seen: BTreeMap<&AbsolutePath, usize> = BTreeMap::new();
+    let mut seen: BTreeSet<&AbsolutePath> = BTreeSet::new();
     for (index, mount) in mounts.iter().enumerate() {
         let path = format!("spec.mounts[{index}].destination");
         let destination = &mount.destination;
@@ -325,11 +319,10 @@ fn mounts(mounts: &[Mount], problems: &mut Vec<Problem>) {
                         _ => "the runtime mounts these itself, so that no workload sees a false one",
                     }),
             );
-        } else if let Some(first) = seen.insert(destination, index) {
+        } else if !seen.insert(destination) {
             problems.push(
-                Problem::new(&path, format!("`{destination}` is mounted twice")).expected(format!(
-                    "each destination once; spec.mounts[{first}] has it first"
-                )),
+                Problem::new(&path, format!("`{destination}` is mounted twice"))
+                    .expected("each destination once"),
             );
         }
     }
