@@ -149,7 +149,7 @@ pub enum ImageError {
         /// The layer's blob.
         digest: Digest,
         /// Why.
-        source: LayerError,
+        source: Box<LayerError>,
     },
     /// The image's `/dev`, `/proc` or `/sys` is no folder, so a mount on it could leave the image.
     #[error(

@@ -10,11 +10,12 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::digest::Digest;
+use crate::disk::{io_error, sync_dir};
 use crate::document;
 use crate::error::ImageError;
 use crate::layer;
 use crate::reference::Reference;
-use crate::store::{Store, io_error, sync_dir};
+use crate::store::Store;
 
 /// What was deleted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]

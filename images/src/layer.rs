@@ -11,10 +11,12 @@ use flate2::read::MultiGzDecoder;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::{Digest, HashReader, hash_all};
+use crate::disk::{io_error, sync_dir};
 use crate::document::Compression;
 use crate::error::{ImageError, LayerError};
-use crate::store::{Store, io_error, sync_dir};
-use crate::unpack::{Budget, Unpacked, unpack};
+use crate::limits::Budget;
+use crate::store::Store;
+use crate::unpack::{Unpacked, unpack};
 use crate::{crash, tree};
 
 /// Version of the marker and of the unpacked form.
@@ -125,7 +127,7 @@ pub(crate) fn ensure(
     let refuse = |source| ImageError::Layer {
         file: file.to_path_buf(),
         digest: blob.1,
-        source,
+        source: Box::new(source),
     };
     let final_path = folder(store.root(), &diff_id);
     if let Some(marker) = intact(store.root(), &diff_id) {

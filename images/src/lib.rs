@@ -9,10 +9,13 @@
 
 mod crash;
 mod digest;
+mod disk;
 mod document;
+mod entry;
 mod error;
 mod gc;
 mod layer;
+mod limits;
 mod load;
 mod merged;
 mod pax;
@@ -28,11 +31,11 @@ mod verify;
 pub use digest::{Digest, DigestError};
 pub use error::{ImageError, LayerError};
 pub use gc::Freed;
+pub use limits::Limits;
 pub use load::{LoadOptions, Loaded};
 pub use reference::{Reference, ReferenceError};
 pub use source::Source;
-pub use store::{Entry, Image, Inspection, Mode, Store};
-pub use unpack::Limits;
+pub use store::{Entry, Image, InspectedLayer, Inspection, Mode, Store};
 pub use verify::Fault;
 
 /// The OCI image types this crate's API speaks of, so that a caller needs no `oci-spec` version of its own.

@@ -9,14 +9,15 @@ use oci_spec::image::Descriptor;
 use serde::Serialize;
 
 use crate::digest::Digest;
+use crate::disk::sync_dir;
 use crate::document::{self, Kind};
 use crate::error::ImageError;
+use crate::limits::{Budget, Limits};
 use crate::merged;
 use crate::platform::{Platform, node_architecture};
 use crate::reference::Reference;
 use crate::source::{self, Opened, Source};
-use crate::store::{REF_NAME, Store, sync_dir};
-use crate::unpack::{Budget, Limits};
+use crate::store::{REF_NAME, Store};
 use crate::{crash, layer};
 
 /// The annotation in which containerd and Docker keep the full reference.

@@ -15,9 +15,9 @@ use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::{FileStat, SFlag, fstatat};
 
 use crate::digest::Digest;
+use crate::disk::io_error;
 use crate::error::ImageError;
 use crate::layer::Marker;
-use crate::store::io_error;
 
 /// Where the runtime mounts.
 const MOUNT_POINTS: [&str; 3] = ["dev", "proc", "sys"];

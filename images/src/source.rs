@@ -15,11 +15,11 @@ use nix::fcntl::OFlag;
 
 use crate::crash;
 use crate::digest::{Digest, Hasher};
+use crate::disk::io_error;
 use crate::document::{self, DOCUMENT_MAX};
 use crate::error::{ImageError, LayerError};
-use crate::store::io_error;
+use crate::limits::Limits;
 use crate::tarstream::{Kind, TarStream};
-use crate::unpack::Limits;
 
 /// Most entries of an archive: blobs and folders.
 const ARCHIVE_ENTRIES: u64 = 20_000;

@@ -18,20 +18,19 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::{
-    FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, fstatat, futimens, mkdirat,
-    mknodat, utimensat,
+    FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, futimens, mkdirat, mknodat, utimensat,
 };
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, linkat, symlinkat, unlinkat};
 use xattr::FileExt;
 
+use crate::entry::{PATH_MAX, clean, is_dir, is_whiteout, open_dir, set_opaque, show, stat};
 use crate::error::LayerError;
 use crate::layer::Found;
+use crate::limits::{Bounded, Budget};
 use crate::merged::IMPLIED_MODE;
 use crate::tarstream::{Entry, Kind, TarStream};
 
-/// Longest path of an entry in bytes; the store's own path comes before it and both must fit PATH_MAX.
-const PATH_MAX: usize = 3072;
 /// Prefix of whiteouts.
 const WHITEOUT: &[u8] = b".wh.";
 /// The whiteout of everything below a folder.
@@ -40,81 +39,6 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 const RETRIES: u32 = 1000;
 /// Most attributes listed as dropped for one layer.
 const DROPPED_MAX: usize = 200;
-
-/// Bounds on one image, so that a small file cannot fill the disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Layers of the image. Docker's own bound is 127.
-    pub layers: usize,
-    /// Entries of all layers together.
-    pub entries: u64,
-    /// Bytes of all uncompressed layers together; also of the archive.
-    pub bytes: u64,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            layers: 127,
-            entries: 500_000,
-            bytes: 8 << 30,
-        }
-    }
-}
-
-/// What is left of an image's limits while its layers are unpacked one by one.
-pub(crate) struct Budget {
-    limits: Limits,
-    entries: u64,
-    bytes: u64,
-}
-
-impl Budget {
-    pub(crate) fn new(limits: Limits) -> Self {
-        Self {
-            limits,
-            entries: limits.entries,
-            bytes: limits.bytes,
-        }
-    }
-
-    /// Counts a layer that is unpacked already.
-    pub(crate) fn take(&mut self, found: &Found) -> Result<(), LayerError> {
-        let limit = |what, limit| LayerError::Limit {
-            entry: "/".into(),
-            what,
-            limit,
-        };
-        let entries = self.entries.checked_sub(found.entries);
-        self.entries = entries.ok_or_else(|| limit("entries", self.limits.entries))?;
-        self.bytes = self
-            .bytes
-            .checked_sub(found.bytes)
-            .ok_or_else(|| limit("bytes", self.limits.bytes))?;
-        Ok(())
-    }
-}
-
-/// A reader that gives an error instead of more than its bound.
-struct Bounded<R> {
-    inner: R,
-    left: u64,
-    exceeded: bool,
-}
-
-impl<R: Read> Read for Bounded<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let got = self.inner.read(buffer)?;
-        match self.left.checked_sub(got as u64) {
-            Some(left) => self.left = left,
-            None => {
-                self.exceeded = true;
-                return Err(io::Error::other("more bytes than the limit"));
-            }
-        }
-        Ok(got)
-    }
-}
 
 /// The result of unpacking.
 pub(crate) struct Unpacked {
@@ -170,60 +94,6 @@ struct Unpacker {
     dirs: Vec<(Vec<u8>, (i64, i64))>,
     implied: BTreeSet<Vec<u8>>,
     found: Found,
-}
-
-/// Splits a path into its components. Refuses absolute ones and `..`, drops `.`.
-fn clean(path: &[u8]) -> Result<Vec<&[u8]>, String> {
-    if path.len() > PATH_MAX {
-        return Err(format!(
-            "the path has {} bytes, the most is {PATH_MAX}",
-            path.len()
-        ));
-    }
-    if path.contains(&0) {
-        return Err("a zero byte in the path".into());
-    }
-    if path.first() == Some(&b'/') {
-        return Err("an absolute path".into());
-    }
-    let parts: Vec<&[u8]> = path
-        .split(|b| *b == b'/')
-        .filter(|part| !part.is_empty() && *part != b".")
-        .collect();
-    if parts.contains(&b"..".as_slice()) {
-        return Err("'..' in the path".into());
-    }
-    Ok(parts)
-}
-
-fn show(path: &[u8]) -> String {
-    String::from_utf8_lossy(path).into_owned()
-}
-
-fn is_whiteout(stat: &FileStat) -> bool {
-    stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFCHR.bits() && stat.st_rdev == 0
-}
-
-fn is_dir(stat: &FileStat) -> bool {
-    stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits()
-}
-
-/// What is there under a name, following no link.
-fn stat(dir: &OwnedFd, name: &[u8]) -> Result<Option<FileStat>, Errno> {
-    match fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
-        Ok(stat) => Ok(Some(stat)),
-        Err(Errno::ENOENT) => Ok(None),
-        Err(errno) => Err(errno),
-    }
-}
-
-fn open_dir(dir: &OwnedFd, name: &[u8]) -> Result<OwnedFd, Errno> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    openat(dir, name, flags, Mode::empty())
-}
-
-fn set_opaque(dir: OwnedFd) -> io::Result<()> {
-    File::from(dir).set_xattr("trusted.overlay.opaque", b"y")
 }
 
 impl Unpacker {
@@ -364,10 +234,10 @@ impl Unpacker {
             }
         };
         let path = above.join(&b'/');
-        if let Some((cached, fd)) = self.parent.take() {
-            if cached == path {
-                return Ok(fd);
-            }
+        if let Some((cached, fd)) = self.parent.take()
+            && cached == path
+        {
+            return Ok(fd);
         }
         if above.is_empty() {
             return self.root.try_clone().map_err(made("open"));

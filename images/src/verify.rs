@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::digest::{Digest, hash_all};
+use crate::disk::io_error;
 use crate::document;
 use crate::error::ImageError;
-use crate::store::{Store, io_error};
+use crate::store::Store;
 use crate::{layer, tree};
 
 /// Something in the store is not as it was stored.
