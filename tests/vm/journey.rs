@@ -1,15 +1,12 @@
 //! The main journey in a guest with PREEMPT_RT, cgroup v2, isolcpus and udevd.
 
-use std::time::Duration;
-
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use berth_tests::vm::Vm;
 use libtest_mimic::Trial;
 use serde_json::json;
 
-use crate::Guest;
-
-const LIMIT: Duration = Duration::from_secs(120);
+use crate::devices::LIMIT;
+use crate::{Guest, on_guest};
 
 const DOCUMENTS: &str = r#"
 apiVersion: berth/v1
@@ -61,102 +58,124 @@ spec:
   interface: {name: eth0}
 "#;
 
-/// The tests of this guest.
+/// The journey's tests, in order.
 pub(crate) fn tests(guest: &Guest) -> Vec<Trial> {
     vec![
         guest.test("the guest is what it should be", node),
-        guest.test("usb serial adapter", serial),
-        guest.test("virtio network card", network),
-        guest.test("nothing is left", nothing_left),
+        guest.test("journey: usb serial adapter on an isolated core", serial),
+        guest.test("journey: virtio network card, resync and restart inside", network),
+        guest.test("journey: nothing is left", nothing_left),
     ]
 }
 
 fn node(vm: &mut Vm) -> Result<()> {
-    let facts = vm.sh("uname -r; cat /sys/kernel/realtime /sys/devices/system/cpu/isolated /sys/fs/cgroup/cgroup.controllers; pidof systemd-udevd")?;
+    let facts = vm.sh(
+        "uname -r; cat /sys/kernel/realtime /sys/devices/system/cpu/isolated /sys/fs/cgroup/cgroup.controllers; pidof systemd-udevd",
+    )?;
     ensure!(facts.contains("-rt-"), "not a PREEMPT_RT kernel: {facts}");
     ensure!(facts.contains("2-3"), "no isolated CPUs: {facts}");
+    on_guest::agent(vm)?;
     vm.sh(&format!(
-        "cat >/etc/berth/journey.yaml <<'EOF'\n{DOCUMENTS}\nEOF\nberth check /etc/berth/journey.yaml"
+        "cat >/tmp/journey.yaml <<'EOF'\n{DOCUMENTS}\nEOF\nberth check /tmp/journey.yaml"
     ))?;
-    vm.sh("setsid berth agent >/run/berth-agent.log 2>&1 </dev/null & exit 0")?;
-    vm.until("the agent answers", "berth ps", LIMIT)?;
-    Ok(())
+    on_guest::apply(vm, DOCUMENTS).map(drop)
 }
 
-fn running(vm: &mut Vm, workload: &str) -> Result<()> {
-    vm.until(
-        &format!("{workload} runs"),
-        &format!("berth ps; berth ps -o json | grep -A40 '\"workload\": *\"{workload}\"' | grep -q '\"phase\": *\"running\"'"),
-        LIMIT,
-    )?;
-    Ok(())
+/// Policy and rt_priority of a process as the kernel has them.
+fn policy(vm: &mut Vm, pid: i64) -> Result<String> {
+    vm.sh(&format!("sed 's/.*) //' /proc/{pid}/stat | cut -d' ' -f38,39"))
 }
 
-fn gone(vm: &mut Vm, workload: &str) -> Result<()> {
-    vm.until(
-        &format!("{workload} is gone"),
-        &format!("berth ps; ! berth ps -o json | grep -q '\"workload\": *\"{workload}\"'"),
-        LIMIT,
-    )?;
+fn isolated(vm: &mut Vm, pid: i64) -> Result<()> {
+    let group = vm.sh(&format!("sed -n 's/^0:://p' /proc/{pid}/cgroup"))?;
+    let group = group.trim();
+    let partition = vm.sh(&format!("cat /sys/fs/cgroup{group}/cpuset.cpus.partition"))?;
+    ensure!(
+        partition.trim() == "isolated",
+        "the partition of {group} is {partition}"
+    );
+    let cpus = vm.sh(&format!(
+        "sed -n 's/^Cpus_allowed_list:\\t//p' /proc/{pid}/status"
+    ))?;
+    ensure!(["2", "3"].contains(&cpus.trim()), "allowed CPUs are {cpus}");
     Ok(())
 }
 
 fn serial(vm: &mut Vm) -> Result<()> {
-    let adapter = json!({"id": "serial0", "bus": "xhci.0", "chardev": "serial0", "always-plugged": true});
     for round in 0..2 {
-        vm.plug("usb-serial", adapter.clone())?;
-        running(vm, "tty")?;
-        let proof = vm.sh("berth prove")?;
+        vm.plug(
+            "usb-serial",
+            json!({"id": "serial0", "bus": "xhci.0", "chardev": "serial0", "always-plugged": true}),
+        )?;
+        let name = on_guest::running(vm, "tty")?;
+        let pid = on_guest::in_phase(vm, "tty", "running")?["pid"]
+            .as_i64()
+            .context("no pid")?;
+        ensure!(
+            policy(vm, pid)?.trim() == "50 1",
+            "round {round}: rt_priority and policy are {}",
+            policy(vm, pid)?
+        );
+        isolated(vm, pid)?;
+        let proof = vm.sh(&format!("berth prove {name}"))?;
         ensure!(
             proof.to_lowercase().contains("fifo"),
-            "round {round}: the proof does not say FIFO:\n{proof}"
+            "round {round}: no word of FIFO in\n{proof}"
         );
-        let partition = vm.sh("cat /sys/fs/cgroup/berth/*/cpuset.cpus.partition")?;
-        ensure!(
-            partition.trim() == "isolated",
-            "round {round}: partition is {partition}"
-        );
-        vm.until("the worker opened the tty", "berth logs $(berth ps -o json | sed -n 's/.*\"name\": *\"\\([^\"]*\\)\".*/\\1/p' | head -1) | grep -q '\"policy\"'", LIMIT)?;
+        vm.until(
+            "the worker opened the tty",
+            &format!("berth logs {name} | grep -q '\"open\":true'"),
+            LIMIT,
+        )?;
         vm.unplug("serial0")?;
-        gone(vm, "tty")?;
+        on_guest::gone(vm, "tty")?;
     }
     Ok(())
 }
 
 fn network(vm: &mut Vm) -> Result<()> {
-    let card = json!({"id": "net0", "bus": "rp0", "netdev": "net0", "mac": "52:54:00:be:27:01"});
     for round in 0..2 {
-        vm.plug("virtio-net-pci", card.clone())?;
-        running(vm, "nic")?;
-        let proof = vm.sh("berth prove")?;
+        vm.plug(
+            "virtio-net-pci",
+            json!({"id": "net0", "bus": "rp0", "netdev": "net1", "mac": "52:54:00:be:27:01"}),
+        )?;
+        let name = on_guest::running(vm, "nic")?;
+        let pid = on_guest::in_phase(vm, "nic", "running")?["pid"]
+            .as_i64()
+            .context("no pid")?;
         ensure!(
-            proof.to_lowercase().contains("rr"),
-            "round {round}: the proof does not say RR:\n{proof}"
+            policy(vm, pid)?.trim() == "20 2",
+            "round {round}: rt_priority and policy are {}",
+            policy(vm, pid)?
         );
-        let inside = vm.sh("berth exec $(berth ps -o json | sed -n 's/.*\"name\": *\"\\([^\"]*\\)\".*/\\1/p' | head -1) -- /bin/ip link show eth0")?;
+        isolated(vm, pid)?;
+        let inside = vm.sh(&format!("berth exec {name} -- /bin/ip link show eth0"))?;
         ensure!(
             inside.to_lowercase().contains("52:54:00:be:27:01"),
             "round {round}: eth0 inside is {inside}"
         );
         // A resync and a restart of the agent while the interface is inside: nothing is killed.
-        let pid = vm.sh("pidof device-worker")?;
-        vm.sh("kill -9 $(pidof berth | tr ' ' '\\n' | while read p; do tr '\\0' ' ' </proc/$p/cmdline | grep -q 'berth agent' && echo $p; done); sleep 1; setsid berth agent >>/run/berth-agent.log 2>&1 </dev/null & exit 0")?;
-        vm.until("the agent answers again", "berth ps", LIMIT)?;
+        vm.sh("for p in $(pidof berth); do case $(tr '\\0' ' ' </proc/$p/cmdline) in *'berth agent'*) kill -HUP $p;; esac; done; sleep 1")?;
+        on_guest::kill_agent(vm)?;
+        on_guest::agent(vm)?;
         vm.sh("sleep 3")?;
-        running(vm, "nic")?;
-        ensure!(
-            vm.sh("pidof device-worker")? == pid,
-            "round {round}: the workload was restarted"
-        );
+        on_guest::running(vm, "nic")?;
+        let after = on_guest::in_phase(vm, "nic", "running")?["pid"]
+            .as_i64()
+            .context("no pid")?;
+        ensure!(after == pid, "round {round}: pid {pid} became {after}");
         vm.unplug("net0")?;
-        gone(vm, "nic")?;
+        on_guest::gone(vm, "nic")?;
     }
     Ok(())
 }
 
 fn nothing_left(vm: &mut Vm) -> Result<()> {
-    let left = vm.sh("berth stop --all; find /sys/fs/cgroup/berth -mindepth 1 -type d 2>/dev/null; grep -c berth/containers /proc/mounts; ls /run/berth/containers /run/berth/monitors; pidof device-worker; true")?;
-    ensure!(!left.contains("/sys/fs/cgroup"), "left in the guest:\n{left}");
-    ensure!(vm.run("pidof device-worker")?.0 != 0, "a worker is left");
+    on_guest::delete(vm, DOCUMENTS)?;
+    let left = vm.sh(
+        "find /sys/fs/cgroup/berth -mindepth 1 -type d 2>/dev/null; grep berth/containers /proc/mounts; \
+         ls /run/berth/containers /run/berth/monitors 2>/dev/null | grep -v : ; pidof device-worker; true",
+    )?;
+    ensure!(left.trim().is_empty(), "left in the guest:\n{left}");
     Ok(())
 }

@@ -2,7 +2,9 @@
 //!
 //! `RIG_OUT` moves the rig's folder (default `.rig`). A failing test keeps console and log and says where.
 
+mod devices;
 mod journey;
+mod on_guest;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -41,7 +43,7 @@ impl Guest {
     }
 
     /// A test in this guest; a failure keeps console and log.
-    pub(crate) fn test(&self, name: &str, body: fn(&mut Vm) -> Result<()>) -> Trial {
+    pub(crate) fn test(&self, name: &str, body: impl Fn(&mut Vm) -> Result<()> + Send + 'static) -> Trial {
         let guest = self.clone();
         Trial::test(format!("{}::{name}", self.spec.name), move || {
             let mut slot = guest
@@ -149,6 +151,7 @@ fn main() -> ExitCode {
                 ],
             });
             tests.extend(journey::tests(&rt612));
+            tests.extend(devices::tests(&rt612));
             tests.push(rt612.end());
         }
     }

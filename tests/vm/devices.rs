@@ -1,0 +1,145 @@
+//! Every kind of hardware: plugged → its container runs with that very device and uses it → unplugged → gone →
+//! plugged again.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use berth_tests::vm::Vm;
+use libtest_mimic::Trial;
+use serde_json::{Value, json};
+
+use crate::{Guest, on_guest};
+
+/// A guest on a busy machine needs its time.
+pub(crate) const LIMIT: Duration = Duration::from_secs(150);
+
+/// QEMU's back ends of the devices below; a guest that runs these tests is booted with them.
+pub(crate) const BACKENDS: &[&str] = &[
+    "-chardev",
+    "null,id=serial0",
+    "-netdev",
+    "user,id=net0,restrict=on",
+    "-netdev",
+    "user,id=net1,restrict=on",
+    "-netdev",
+    "user,id=net2,restrict=on",
+    "-blockdev",
+    "driver=null-co,node-name=disk0,size=16777216,read-zeroes=on",
+    "-blockdev",
+    "driver=null-co,node-name=disk1,size=16777216,read-zeroes=on",
+];
+
+/// One kind of hardware.
+struct Hardware {
+    name: &'static str,
+    /// QEMU's device model and its properties.
+    driver: &'static str,
+    properties: fn() -> Value,
+    /// The rule's match line.
+    rule: &'static str,
+    /// What the device is in the container: a node or an interface.
+    interface: bool,
+}
+
+const ALL: &[Hardware] = &[
+    Hardware {
+        name: "usb-serial",
+        driver: "usb-serial",
+        properties: || json!({"bus": "xhci.0", "chardev": "serial0", "always-plugged": true}),
+        rule: r#"SUBSYSTEM=="tty", KERNEL=="ttyUSB*", SUBSYSTEMS=="usb", ATTRS{idVendor}=="0403""#,
+        interface: false,
+    },
+    Hardware {
+        name: "usb-storage",
+        driver: "usb-storage",
+        properties: || json!({"bus": "xhci.0", "drive": "disk0", "serial": "BERTH0001"}),
+        rule: r#"SUBSYSTEM=="block", ENV{DEVTYPE}=="disk", SUBSYSTEMS=="usb", ATTRS{serial}=="BERTH0001""#,
+        interface: false,
+    },
+    Hardware {
+        name: "usb-net",
+        driver: "usb-net",
+        properties: || json!({"bus": "xhci.0", "netdev": "net0", "mac": "52:54:00:be:27:10"}),
+        rule: r#"SUBSYSTEM=="net", SUBSYSTEMS=="usb""#,
+        interface: true,
+    },
+    Hardware {
+        name: "virtio-net",
+        driver: "virtio-net-pci",
+        properties: || json!({"bus": "rp0", "netdev": "net1", "mac": "52:54:00:be:27:11"}),
+        rule: r#"SUBSYSTEM=="net", DRIVERS=="virtio_net""#,
+        interface: true,
+    },
+    Hardware {
+        name: "e1000e",
+        driver: "e1000e",
+        properties: || json!({"bus": "rp1", "netdev": "net2", "mac": "52:54:00:be:27:12"}),
+        rule: r#"SUBSYSTEM=="net", DRIVERS=="e1000e", ATTRS{vendor}=="0x8086""#,
+        interface: true,
+    },
+    Hardware {
+        name: "nvme",
+        driver: "nvme",
+        properties: || json!({"bus": "rp2", "drive": "disk1", "serial": "BERTHNVME"}),
+        rule: r#"SUBSYSTEM=="block", KERNEL=="nvme*n*", ENV{DEVTYPE}=="disk""#,
+        interface: false,
+    },
+];
+
+/// One test for each kind of hardware.
+pub(crate) fn tests(guest: &Guest) -> Vec<Trial> {
+    ALL.iter()
+        .map(|hardware| {
+            guest.test(&format!("device {}", hardware.name), move |vm| {
+                plug_cycles(vm, hardware)
+            })
+        })
+        .collect()
+}
+
+fn documents(hardware: &Hardware) -> String {
+    let name = hardware.name;
+    let (args, given) = if hardware.interface {
+        ("\"--interface\", \"eth0\"", "interface: {name: eth0}")
+    } else {
+        (
+            "\"--device\", \"/dev/device\"",
+            "device: {path: /dev/device, access: rw}",
+        )
+    };
+    format!(
+        "apiVersion: berth/v1\nkind: Workload\nmetadata: {{name: {name}}}\nspec:\n  image: berth-sample-worker:latest\n  \
+         args: [{args}, \"--period\", \"20ms\"]\n  run: onDevice\n  profile: device-worker\n  cpus: shared\n---\n\
+         apiVersion: berth/v1\nkind: HotplugRule\nmetadata: {{name: {name}}}\nspec:\n  match: |\n    {}\n  \
+         workload: {name}\n  {given}\n  labels: {{kernel: \"$kernel\"}}\n",
+        hardware.rule
+    )
+}
+
+fn plug_cycles(vm: &mut Vm, hardware: &Hardware) -> Result<()> {
+    on_guest::agent(vm)?;
+    on_guest::apply(vm, &documents(hardware))?;
+    for round in 0..2 {
+        let mut properties = (hardware.properties)();
+        properties["id"] = json!(format!("d{}", hardware.name.replace('-', "")));
+        vm.plug(hardware.driver, properties)?;
+        let name = on_guest::running(vm, hardware.name)?;
+        vm.until(
+            &format!("round {round}: the worker has opened the device"),
+            &format!("berth logs {name} | grep -q '\"open\":true'"),
+            LIMIT,
+        )?;
+        if !hardware.interface && hardware.name != "usb-serial" {
+            vm.until(
+                &format!("round {round}: the worker has read a block"),
+                &format!("berth logs {name} | grep '\"bytes\":[1-9]'"),
+                LIMIT,
+            )?;
+        }
+        let proof = vm.sh(&format!("berth prove {name}"))?;
+        ensure!(proof.contains("seccomp"), "round {round}: {proof}");
+        vm.unplug(&format!("d{}", hardware.name.replace('-', "")))?;
+        on_guest::gone(vm, hardware.name)?;
+    }
+    on_guest::delete(vm, &documents(hardware))
+}
