@@ -309,3 +309,6 @@ impl std::str::FromStr for Match {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod oracle;
