@@ -6,6 +6,9 @@
 
 pub mod cgroup;
 pub mod cpu;
+pub mod node;
 pub mod partition;
+pub mod placement;
 pub mod sched;
 pub mod threads;
+pub mod topology;

@@ -79,8 +79,11 @@ impl Attr {
     }
 }
 
-/// Makes the call. Pointers in `attr` must be good for it: each caller says why.
-fn call(command: u32, attr: &mut Attr) -> Option<i32> {
+/// Makes the call.
+///
+/// # Safety
+/// Every pointer that the command reads from `attr` must be good for what the command does with it.
+unsafe fn call(command: u32, attr: &mut Attr) -> Option<i32> {
     // SAFETY: `attr` is readable and writable for the size that is given; the pointers in it are the callers' to keep.
     let answer = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<Attr>()) };
     i32::try_from(answer).ok().filter(|answer| *answer >= 0)
@@ -113,8 +116,8 @@ pub(crate) fn load(program: &[Instruction]) -> Result<OwnedFd, BpfError> {
         {
             *word = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
         }
-        // The instructions, the license and the log outlive the call.
-        call(PROG_LOAD, &mut attr)
+        // SAFETY: the instructions, the license and the log have the lengths given and outlive the call.
+        unsafe { call(PROG_LOAD, &mut attr) }
             .map(owned)
             .ok_or_else(|| BpfError::last("load the device program"))
     };
@@ -153,8 +156,8 @@ pub(crate) fn attached(dir: &Path) -> Result<Vec<Attached>, BpfError> {
     attr.0[1] = CGROUP_DEVICE;
     attr.set_pointer(4, ids.as_mut_ptr() as u64);
     attr.0[6] = MOST_PROGRAMS as u32;
-    // `ids` has room for as many numbers as word 6 says and outlives the call.
-    call(PROG_QUERY, &mut attr).ok_or_else(|| BpfError::last("query the attached programs"))?;
+    // SAFETY: `ids` has room for as many numbers as word 6 says and outlives the call.
+    unsafe { call(PROG_QUERY, &mut attr) }.ok_or_else(|| BpfError::last("query the attached programs"))?;
     ids.iter()
         .take(attr.0[6] as usize)
         .map(|id| inspect(*id))
@@ -164,7 +167,8 @@ pub(crate) fn attached(dir: &Path) -> Result<Vec<Attached>, BpfError> {
 fn inspect(id: u32) -> Result<Attached, BpfError> {
     let mut attr = Attr::default();
     attr.0[0] = id;
-    let descriptor = call(PROG_GET_FD_BY_ID, &mut attr)
+    // SAFETY: the command reads no pointer.
+    let descriptor = unsafe { call(PROG_GET_FD_BY_ID, &mut attr) }
         .map(owned)
         .ok_or_else(|| BpfError::last("open the attached program"))?;
     // First the length, then the instructions themselves.
@@ -201,8 +205,9 @@ fn info(descriptor: &OwnedFd, instructions: &mut [Instruction]) -> Result<Attr, 
     attr.0[0] = descriptor.as_raw_fd() as u32;
     attr.0[1] = 40;
     attr.set_pointer(2, &raw mut info as u64);
-    // `info` has more than the 40 bytes, `instructions` the bytes that word 5 of it says, and both outlive the call.
-    call(OBJ_GET_INFO_BY_FD, &mut attr).ok_or_else(|| BpfError::last("read the attached program"))?;
+    // SAFETY: `info` has more than the 40 bytes, `instructions` the bytes that word 5 of it says; both outlive the call.
+    unsafe { call(OBJ_GET_INFO_BY_FD, &mut attr) }
+        .ok_or_else(|| BpfError::last("read the attached program"))?;
     Ok(info)
 }
 
@@ -211,35 +216,54 @@ pub(crate) fn attach(dir: &Path, program: &[Instruction]) -> Result<(), BpfError
     let target = open(dir)?;
     let loaded = load(program)?;
     let before = attached(dir)?;
-    let mut attr = Attr::default();
-    attr.0[0] = target.as_raw_fd() as u32;
-    attr.0[1] = loaded.as_raw_fd() as u32;
-    attr.0[2] = CGROUP_DEVICE;
-    attr.0[3] = F_ALLOW_MULTI;
     let Some(old) = before.first() else {
-        return call(PROG_ATTACH, &mut attr)
-            .map(drop)
-            .ok_or_else(|| BpfError::last("attach the device program"));
+        return attachment(PROG_ATTACH, &target, &loaded, None, "attach the device program");
     };
-    attr.0[3] = F_ALLOW_MULTI | F_REPLACE;
-    attr.0[4] = old.descriptor.as_raw_fd() as u32;
-    if call(PROG_ATTACH, &mut attr).is_some() {
-        return Ok(());
+    match attachment(
+        PROG_ATTACH,
+        &target,
+        &loaded,
+        Some(&old.descriptor),
+        "replace the device program",
+    ) {
+        // A kernel without BPF_F_REPLACE: both at once, then the new one alone.
+        Err(error) if error.source.raw_os_error() == Some(libc::EINVAL) => {
+            attachment(PROG_ATTACH, &target, &loaded, None, "attach the device program")?;
+            attachment(
+                PROG_DETACH,
+                &target,
+                &old.descriptor,
+                None,
+                "detach the device program before",
+            )
+        }
+        other => other,
     }
-    let error = BpfError::last("replace the device program");
-    if error.source.raw_os_error() != Some(libc::EINVAL) {
-        return Err(error);
-    }
-    attr.0[3] = F_ALLOW_MULTI;
-    attr.0[4] = 0;
-    call(PROG_ATTACH, &mut attr).ok_or_else(|| BpfError::last("attach the device program"))?;
+}
+
+/// Attaches `program` (in place of `replaced`) to the cgroup `target`, or detaches it.
+fn attachment(
+    command: u32,
+    target: &File,
+    program: &OwnedFd,
+    replaced: Option<&OwnedFd>,
+    action: &'static str,
+) -> Result<(), BpfError> {
     let mut attr = Attr::default();
     attr.0[0] = target.as_raw_fd() as u32;
-    attr.0[1] = old.descriptor.as_raw_fd() as u32;
+    attr.0[1] = program.as_raw_fd() as u32;
     attr.0[2] = CGROUP_DEVICE;
-    call(PROG_DETACH, &mut attr)
+    if command == PROG_ATTACH {
+        attr.0[3] = F_ALLOW_MULTI;
+    }
+    if let Some(replaced) = replaced {
+        attr.0[3] |= F_REPLACE;
+        attr.0[4] = replaced.as_raw_fd() as u32;
+    }
+    // SAFETY: the commands read no pointer.
+    unsafe { call(command, &mut attr) }
         .map(drop)
-        .ok_or_else(|| BpfError::last("detach the device program before"))
+        .ok_or_else(|| BpfError::last(action))
 }
 
 fn open(dir: &Path) -> Result<File, BpfError> {

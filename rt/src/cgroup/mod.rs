@@ -26,6 +26,7 @@ mod program;
 mod realtime;
 pub(crate) mod remove;
 mod resources;
+mod rules;
 mod stats;
 
 use std::fs::File;
@@ -39,7 +40,7 @@ use thiserror::Error;
 pub use attach::AttachError;
 pub use bpf::BpfError;
 pub use create::{CreateError, OpenError};
-pub use devices::{Access, DeviceError, DeviceKind, DeviceRule, DeviceRules};
+pub use devices::DeviceError;
 pub use file::FileError;
 pub use freezer::FreezeError;
 pub use hierarchy::{Absence, Controller, DiscoverError, Hierarchy, Missing, Mode, Tree, Version};
@@ -47,6 +48,7 @@ pub use kill::KillError;
 pub use realtime::{BudgetError, Support};
 pub use remove::{RemoveError, prune};
 pub use resources::ApplyError;
+pub use rules::{Access, DeviceKind, DeviceRule, DeviceRules};
 pub use stats::Stats;
 
 /// What is wanted beyond the OCI resources.

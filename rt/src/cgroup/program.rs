@@ -15,7 +15,7 @@
 //! [`DeviceRules`] drops rules that can never decide, so the verifier finds no dead branch to rewrite, and
 //! [`decode`] can read the very instructions back that the kernel reports.
 
-use super::devices::{Access, DeviceKind, DeviceRule, DeviceRules};
+use super::rules::{Access, DeviceKind, DeviceRule, DeviceRules};
 
 /// One eBPF instruction, as `struct bpf_insn` has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
