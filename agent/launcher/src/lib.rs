@@ -1,4 +1,14 @@
 //! The privileged half of berth: the launcher, which checks requests and forks, and the monitors it forks, one
 //! for each container. Neither ever starts a thread.
 
+pub mod check;
+pub mod client;
+pub mod conn;
+pub mod cri;
+pub mod frame;
+pub mod harden;
+pub mod log;
+pub mod paths;
+pub mod socket;
+pub mod users;
 pub mod wire;
