@@ -1,0 +1,691 @@
+//! What a request must be before anything is made for it. Pure: ids, names, ranges and paths as text; what
+//! needs the file system (image, profile, mount sources) is looked at by [`crate::launcher`].
+//!
+//! Invariants: every field of [`LaunchRequest`] is looked at here or there, none is trusted for having come
+//! from the agent; a refusal names the field, the value and what is allowed.
+
+use std::path::{Component, Path};
+use std::str::FromStr;
+
+use berth_rt::cpu::CpuSet;
+
+use crate::socket::MAX_ID;
+use crate::wire::{
+    BindMount, DeviceGrant, InterfaceGrant, LaunchRequest, Network, ProcessRequest, Refusal, StopRequest,
+    VERSION,
+};
+
+/// Least memory a container can be given: the kernel needs this much to exec anything at all.
+pub const MEMORY_MIN: u64 = 1 << 20;
+/// Least and most bytes of log.
+pub const LOG_BYTES: std::ops::RangeInclusive<u64> = 8192..=(1 << 40);
+/// Longest grace, milliseconds: one hour.
+pub const GRACE_MAX_MS: u64 = 3_600_000;
+/// Longest period of a real-time budget, microseconds (sched_rt_period_us is an int).
+pub const RT_PERIOD_MAX_US: u64 = i32::MAX as u64;
+/// Most bytes of arguments and environment together (execve(2) has room for these with the smallest stack).
+pub const ARGS_MAX: usize = 96 * 1024;
+/// Most bytes of labels and notes together.
+pub const WORDS_MAX: usize = 64 * 1024;
+/// Most devices, interfaces and mounts, each.
+pub const LIST_MAX: usize = 64;
+
+/// A refusal of the stage `request`.
+pub(crate) fn refuse(message: impl Into<String>) -> Refusal {
+    Refusal {
+        stage: "request".into(),
+        message: message.into(),
+        hint: None,
+    }
+}
+
+fn refuse_hint(message: impl Into<String>, hint: &str) -> Refusal {
+    Refusal {
+        hint: Some(hint.into()),
+        ..refuse(message)
+    }
+}
+
+/// Checks everything about a request that can be told from its text.
+///
+/// `online`: the CPUs of this node that are online.
+///
+/// # Errors
+/// The first thing that is wrong.
+pub fn check(request: &LaunchRequest, online: &CpuSet) -> Result<(), Refusal> {
+    if request.version != VERSION {
+        return Err(refuse(format!(
+            "version {} is not spoken here; this is version {VERSION}",
+            request.version
+        )));
+    }
+    id(&request.id)?;
+    if request.workload.is_empty() || request.workload.len() > 253 || has_control(&request.workload) {
+        return Err(refuse(format!(
+            "workload {:?}: 1 to 253 characters, none of them control",
+            request.workload
+        )));
+    }
+    digest(&request.image)?;
+    if request.profile.is_empty() || request.profile.len() > 128 || !request.profile.bytes().all(is_name) {
+        return Err(refuse(format!(
+            "profile {:?}: a name of a-z, 0-9, '.', '_' and '-'",
+            request.profile
+        )));
+    }
+    process(&request.process)?;
+    if let Some(name) = &request.hostname {
+        host_name(name)?;
+    }
+    placement(request, online)?;
+    if let Some(scheduler) = &request.scheduler {
+        scheduler
+            .validate()
+            .map_err(|e| refuse(format!("scheduler: {e}")))?;
+    }
+    if request.timer_slack_ns == Some(0) {
+        return Err(refuse_hint(
+            "timer_slack_ns 0 means the kernel's default, 50000",
+            "leave it out for the default; 1 is the least",
+        ));
+    }
+    if let Some(budget) = request.rt_budget {
+        let (runtime, period) = (budget.runtime_us, budget.period_us);
+        if period == 0 || period > RT_PERIOD_MAX_US || runtime == 0 || runtime > period {
+            return Err(refuse(format!(
+                "rt_budget of {runtime} µs every {period} µs: 1 to {RT_PERIOD_MAX_US} µs, runtime at most the period"
+            )));
+        }
+    }
+    if let Some(bytes) = request
+        .memory_bytes
+        .filter(|b| *b < MEMORY_MIN || *b > i64::MAX as u64)
+    {
+        return Err(refuse(format!("memory_bytes {bytes}: at least {MEMORY_MIN}")));
+    }
+    if let Some(pids) = request.pids.filter(|p| *p == 0 || *p > 4_194_304) {
+        return Err(refuse(format!("pids {pids}: 1 to 4194304")));
+    }
+    devices(&request.devices)?;
+    interfaces(&request.interfaces, request.network)?;
+    mounts(&request.mounts)?;
+    stop(request.stop)?;
+    if !LOG_BYTES.contains(&request.log_max_bytes) {
+        let (least, most) = (LOG_BYTES.start(), LOG_BYTES.end());
+        return Err(refuse(format!(
+            "log_max_bytes {}: {least} to {most}",
+            request.log_max_bytes
+        )));
+    }
+    words(request.labels.iter().chain(&request.notes))
+}
+
+/// A container id: `[a-z0-9][a-z0-9._-]*`, at most [`MAX_ID`] characters (its socket's name holds it).
+///
+/// # Errors
+/// Says what an id is.
+pub fn id(id: &str) -> Result<(), Refusal> {
+    let first = id
+        .bytes()
+        .next()
+        .is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    if !first || id.len() > MAX_ID || !id.bytes().all(is_name) {
+        return Err(refuse(format!(
+            "id {id:?}: a-z or 0-9, then a-z, 0-9, '.', '_' or '-', {MAX_ID} characters at most"
+        )));
+    }
+    Ok(())
+}
+
+fn is_name(byte: u8) -> bool {
+    byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'_' | b'-')
+}
+
+fn has_control(text: &str) -> bool {
+    text.chars().any(char::is_control)
+}
+
+fn digest(image: &str) -> Result<(), Refusal> {
+    let hex = image.strip_prefix("sha256:").filter(|hex| hex.len() == 64);
+    if hex.is_some_and(|hex| {
+        hex.bytes()
+            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    }) {
+        return Ok(());
+    }
+    Err(refuse_hint(
+        format!("image {image:?}: a manifest digest, sha256: and 64 of 0-9a-f"),
+        "the agent resolves a reference to a digest; `berth image ls` shows both",
+    ))
+}
+
+/// Args, environment and working directory of a process, of a container or of an exec.
+///
+/// # Errors
+/// The first that is wrong.
+pub fn process(process: &ProcessRequest) -> Result<(), Refusal> {
+    let lists = [("command", &process.command), ("args", &process.args)];
+    let mut bytes = 0;
+    for (field, list) in lists {
+        for (n, text) in list.iter().enumerate() {
+            bytes += text.len() + 9;
+            if text.contains('\0') {
+                return Err(refuse(format!("process.{field}[{n}] holds a NUL byte")));
+            }
+        }
+    }
+    if process.command.first().is_some_and(String::is_empty) {
+        return Err(refuse("process.command[0] is empty"));
+    }
+    bytes += environment(&process.env)?;
+    if bytes > ARGS_MAX {
+        return Err(refuse(format!(
+            "arguments and environment of {bytes} bytes: {ARGS_MAX} at most"
+        )));
+    }
+    match &process.cwd {
+        Some(cwd) => inside("process.cwd", cwd.as_ref()),
+        None => Ok(()),
+    }
+}
+
+/// Names and values of environment variables; says how many bytes they take.
+///
+/// # Errors
+/// The first that is wrong.
+pub fn environment(env: &[(String, String)]) -> Result<usize, Refusal> {
+    let mut bytes = 0;
+    for (name, value) in env {
+        bytes += name.len() + value.len() + 10;
+        if name.is_empty() || name.contains(['=', '\0']) {
+            return Err(refuse(format!(
+                "environment name {name:?}: not empty, without '=' and NUL"
+            )));
+        }
+        if value.contains('\0') {
+            return Err(refuse(format!(
+                "the value of {name} in the environment holds a NUL byte"
+            )));
+        }
+    }
+    Ok(bytes)
+}
+
+fn host_name(name: &str) -> Result<(), Refusal> {
+    let right = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
+    if name.is_empty() || name.len() > 64 || !name.bytes().all(right) {
+        return Err(refuse(format!(
+            "hostname {name:?}: 1 to 64 letters, digits, '.', '-' and '_'"
+        )));
+    }
+    Ok(())
+}
+
+fn placement(request: &LaunchRequest, online: &CpuSet) -> Result<(), Refusal> {
+    let placement = &request.placement;
+    let cpus = CpuSet::from_str(&placement.cpus).map_err(|e| refuse(format!("placement.cpus: {e}")))?;
+    if cpus.is_empty() {
+        return Err(refuse("placement.cpus is empty"));
+    }
+    if !cpus.is_subset(online) {
+        return Err(refuse(format!(
+            "placement.cpus {cpus}: this node has {online} online"
+        )));
+    }
+    CpuSet::from_str(&placement.mems).map_err(|e| refuse(format!("placement.mems: {e}")))?;
+    if placement.shared && placement.require_isolated {
+        return Err(refuse_hint(
+            "placement: the shared pool is never isolated",
+            "isolation: required goes with whole cores (`cpus: N`)",
+        ));
+    }
+    Ok(())
+}
+
+/// Devices granted at launch or with `start`.
+///
+/// # Errors
+/// The first that is wrong.
+pub fn devices(devices: &[DeviceGrant]) -> Result<(), Refusal> {
+    limit("devices", devices.len())?;
+    for (n, device) in devices.iter().enumerate() {
+        let path = Path::new(&device.path);
+        inside("device path", path)?;
+        if !path.starts_with("/dev") || path == Path::new("/dev") {
+            return Err(refuse(format!("device path {}: below /dev", device.path)));
+        }
+        const OWN: [&str; 4] = ["/dev/pts", "/dev/shm", "/dev/mqueue", "/dev/fd"];
+        if let Some(own) = OWN.iter().find(|own| path.starts_with(own)) {
+            return Err(refuse(format!(
+                "device path {}: {own} is the container's own",
+                device.path
+            )));
+        }
+        let letters = &device.access;
+        let twice = letters.chars().enumerate().any(|(i, c)| letters[..i].contains(c));
+        if letters.is_empty() || twice || !letters.chars().all(|c| "rwm".contains(c)) {
+            return Err(refuse(format!(
+                "access {letters:?} of {}: any of r, w and m, each once",
+                device.path
+            )));
+        }
+        if device.mode > 0o777 {
+            return Err(refuse(format!(
+                "mode {:o} of {}: 0 to 777",
+                device.mode, device.path
+            )));
+        }
+        if device.major > 0xfff || device.minor > 0xf_ffff {
+            return Err(refuse(format!(
+                "{}: no device has number {}:{}",
+                device.path, device.major, device.minor
+            )));
+        }
+        if device.uid == u32::MAX || device.gid == u32::MAX {
+            return Err(refuse(format!("{}: {} is no owner", device.path, u32::MAX)));
+        }
+        if devices[..n].iter().any(|d| d.path == device.path) {
+            return Err(refuse(format!("device path {} is given twice", device.path)));
+        }
+    }
+    Ok(())
+}
+
+/// Interfaces moved in at launch or with `start`.
+///
+/// # Errors
+/// The first that is wrong.
+pub fn interfaces(interfaces: &[InterfaceGrant], network: Network) -> Result<(), Refusal> {
+    limit("interfaces", interfaces.len())?;
+    if network == Network::Host && !interfaces.is_empty() {
+        return Err(refuse_hint(
+            "an interface cannot be moved into a container with the host's network",
+            "network: none gives it one of its own",
+        ));
+    }
+    for (n, interface) in interfaces.iter().enumerate() {
+        let inside = interface.rename.as_ref().unwrap_or(&interface.name);
+        for name in [&interface.name, inside] {
+            let wrong = |c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control();
+            if name.is_empty() || name.len() > 15 || name == "." || name == ".." || name.contains(wrong) {
+                return Err(refuse(format!(
+                    "interface {name:?}: 1 to 15 bytes, no '/', ':' or blank"
+                )));
+            }
+        }
+        if inside == "lo" || interface.name == "lo" {
+            return Err(refuse("interface lo stays where it is"));
+        }
+        if interface.index == 0 || interface.index > i32::MAX as u32 {
+            return Err(refuse(format!(
+                "interface {}: index {} is none",
+                interface.name, interface.index
+            )));
+        }
+        let others = &interfaces[..n];
+        if others
+            .iter()
+            .any(|o| o.index == interface.index || o.rename.as_ref().unwrap_or(&o.name) == inside)
+        {
+            return Err(refuse(format!("interface {inside} is given twice")));
+        }
+    }
+    Ok(())
+}
+
+fn mounts(mounts: &[BindMount]) -> Result<(), Refusal> {
+    limit("mounts", mounts.len())?;
+    for (n, mount) in mounts.iter().enumerate() {
+        inside("mount source", &mount.source)?;
+        inside("mount destination", &mount.destination)?;
+        for own in ["/proc", "/sys", "/dev"] {
+            if mount.destination.starts_with(own) {
+                return Err(refuse(format!(
+                    "mount destination {}: {own} is the container's own",
+                    mount.destination.display()
+                )));
+            }
+        }
+        if mount.destination == Path::new("/") {
+            return Err(refuse("mount destination /: the root is the image's"));
+        }
+        if mounts[..n].iter().any(|m| m.destination == mount.destination) {
+            return Err(refuse(format!(
+                "mount destination {} is given twice",
+                mount.destination.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Is `source`, with every link followed, a path that no container may see? `own` are berth's folders.
+pub(crate) fn forbidden_source(source: &Path, own: &[&Path]) -> Option<String> {
+    for kernel in ["/proc", "/sys", "/dev"] {
+        if source.starts_with(kernel) {
+            return Some(format!("{kernel} of the host"));
+        }
+    }
+    if source == Path::new("/") {
+        return Some("the host's root".into());
+    }
+    own.iter()
+        .find(|own| source.starts_with(own) || own.starts_with(source))
+        .map(|own| format!("berth's own folder {}", own.display()))
+}
+
+fn stop(stop: StopRequest) -> Result<(), Refusal> {
+    signal(stop.signal)?;
+    if stop.grace_ms > GRACE_MAX_MS {
+        return Err(refuse(format!(
+            "stop.grace_ms {}: {GRACE_MAX_MS} at most",
+            stop.grace_ms
+        )));
+    }
+    Ok(())
+}
+
+/// A signal number that can be sent.
+///
+/// # Errors
+/// Says which are.
+pub fn signal(signal: i32) -> Result<(), Refusal> {
+    // 32 and 33 are the C library's own.
+    if !(1..=64).contains(&signal) || signal == 32 || signal == 33 {
+        return Err(refuse(format!("signal {signal}: 1 to 31 or 34 to 64")));
+    }
+    Ok(())
+}
+
+/// Labels and notes: bounded, for every monitor keeps them.
+///
+/// # Errors
+/// Says how many there may be.
+pub fn words<'a>(words: impl Iterator<Item = (&'a String, &'a String)>) -> Result<(), Refusal> {
+    let bytes: usize = words.map(|(k, v)| k.len() + v.len()).sum();
+    if bytes > WORDS_MAX {
+        return Err(refuse(format!(
+            "labels and notes of {bytes} bytes: {WORDS_MAX} at most"
+        )));
+    }
+    Ok(())
+}
+
+fn limit(field: &str, n: usize) -> Result<(), Refusal> {
+    if n > LIST_MAX {
+        return Err(refuse(format!("{n} {field}: {LIST_MAX} at most")));
+    }
+    Ok(())
+}
+
+/// An absolute path in its shortest form.
+fn inside(field: &str, path: &Path) -> Result<(), Refusal> {
+    let text = path.to_string_lossy();
+    let plain = path
+        .components()
+        .all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
+    // components() hides "//" and "/./": joined again, they must give the same text.
+    let again: std::path::PathBuf = path.components().collect();
+    if !path.is_absolute()
+        || !plain
+        || again.as_os_str() != path.as_os_str()
+        || text.len() > 4000
+        || has_control(&text)
+    {
+        return Err(refuse(format!(
+            "{field} {text:?}: an absolute path without '.', '..', '//' or a '/' at its end"
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use berth_rt::sched::Scheduler;
+
+    pub(crate) fn request() -> LaunchRequest {
+        let image = format!("sha256:{}", "a".repeat(64));
+        let text = serde_json::json!({
+            "version": 1, "id": "pump-1", "workload": "pump", "image": image, "profile": "strict",
+            "process": {"command": ["/bin/worker"]}, "placement": {"cpus": "0", "shared": true},
+            "stop": {"signal": 15, "grace_ms": 5000}, "log_max_bytes": 1 << 20,
+        });
+        serde_json::from_value(text).unwrap()
+    }
+
+    fn device(path: &str) -> DeviceGrant {
+        DeviceGrant {
+            block: false,
+            major: 4,
+            minor: 64,
+            path: path.into(),
+            access: "rw".into(),
+            mode: 0o660,
+            uid: 0,
+            gid: 0,
+        }
+    }
+
+    fn interface(name: &str, index: u32) -> InterfaceGrant {
+        InterfaceGrant {
+            name: name.into(),
+            index,
+            rename: None,
+        }
+    }
+
+    fn bind(source: &str, destination: &str) -> BindMount {
+        BindMount {
+            source: source.into(),
+            destination: destination.into(),
+            read_only: true,
+        }
+    }
+
+    #[test]
+    fn bad_requests_are_refused_by_name() {
+        type Change = fn(&mut LaunchRequest);
+        let cases: &[(&str, Change)] = &[
+            ("version 2 is not spoken here", |r| r.version = 2),
+            ("id \"\"", |r| r.id = String::new()),
+            ("id \"../x\"", |r| r.id = "../x".into()),
+            ("id \".x\"", |r| r.id = ".x".into()),
+            ("id \"Pump\"", |r| r.id = "Pump".into()),
+            ("80 characters at most", |r| r.id = "x".repeat(81)),
+            ("workload \"\"", |r| r.workload = String::new()),
+            ("workload \"a\\nb\"", |r| r.workload = "a\nb".into()),
+            ("image \"busybox:latest\": a manifest digest", |r| {
+                r.image = "busybox:latest".into()
+            }),
+            ("a manifest digest", |r| {
+                r.image = format!("sha256:{}", "A".repeat(64))
+            }),
+            ("a manifest digest", |r| {
+                r.image = format!("sha256:{}", "a".repeat(63))
+            }),
+            ("profile \"../strict\"", |r| r.profile = "../strict".into()),
+            ("process.args[0] holds a NUL", |r| {
+                r.process.args = vec!["a\0".into()]
+            }),
+            ("process.command[0] is empty", |r| {
+                r.process.command = vec![String::new()]
+            }),
+            ("environment name \"A=B\"", |r| {
+                r.process.env = vec![("A=B".into(), String::new())]
+            }),
+            ("the value of A", |r| {
+                r.process.env = vec![("A".into(), "\0".into())]
+            }),
+            ("arguments and environment of", |r| {
+                r.process.args = vec!["x".repeat(ARGS_MAX)]
+            }),
+            ("process.cwd \"tmp\"", |r| r.process.cwd = Some("tmp".into())),
+            ("process.cwd \"/a/../b\"", |r| {
+                r.process.cwd = Some("/a/../b".into())
+            }),
+            ("process.cwd \"/a//b\"", |r| r.process.cwd = Some("/a//b".into())),
+            ("hostname \"a b\"", |r| r.hostname = Some("a b".into())),
+            ("placement.cpus", |r| r.placement.cpus = "3-1".into()),
+            ("placement.cpus is empty", |r| r.placement.cpus = String::new()),
+            ("placement.cpus 7: this node has 0-1 online", |r| {
+                r.placement.cpus = "7".into()
+            }),
+            ("placement.mems", |r| r.placement.mems = "x".into()),
+            ("the shared pool is never isolated", |r| {
+                r.placement.require_isolated = true
+            }),
+            ("priority 0 is not between 1 and 99", |r| {
+                r.scheduler = Some(Scheduler::Fifo { priority: 0 })
+            }),
+            ("priority 100", |r| {
+                r.scheduler = Some(Scheduler::Rr { priority: 100 })
+            }),
+            ("nice 20", |r| r.scheduler = Some(Scheduler::Other { nice: 20 })),
+            ("SCHED_DEADLINE: runtime", |r| {
+                r.scheduler = Some(Scheduler::Deadline {
+                    runtime: 2_000_000,
+                    deadline: 1_000_000,
+                    period: 1_000_000,
+                });
+            }),
+            ("timer_slack_ns 0", |r| r.timer_slack_ns = Some(0)),
+            ("rt_budget of 2 µs every 1 µs", |r| {
+                r.rt_budget = Some(crate::wire::RtBudget {
+                    runtime_us: 2,
+                    period_us: 1,
+                });
+            }),
+            ("memory_bytes 4096: at least", |r| r.memory_bytes = Some(4096)),
+            ("pids 0", |r| r.pids = Some(0)),
+            ("device path \"/dev/../etc/x\"", |r| {
+                r.devices = vec![device("/dev/../etc/x")]
+            }),
+            ("below /dev", |r| r.devices = vec![device("/etc/x")]),
+            ("below /dev", |r| r.devices = vec![device("/dev")]),
+            ("below /dev", |r| r.devices = vec![device("/device/x")]),
+            ("/dev/shm is the container's own", |r| {
+                r.devices = vec![device("/dev/shm/x")]
+            }),
+            ("device path /dev/a is given twice", |r| {
+                r.devices = vec![device("/dev/a"), device("/dev/a")]
+            }),
+            ("access \"\"", |r| {
+                r.devices = vec![DeviceGrant {
+                    access: String::new(),
+                    ..device("/dev/a")
+                }]
+            }),
+            ("access \"rr\"", |r| {
+                r.devices = vec![DeviceGrant {
+                    access: "rr".into(),
+                    ..device("/dev/a")
+                }]
+            }),
+            ("access \"x\"", |r| {
+                r.devices = vec![DeviceGrant {
+                    access: "x".into(),
+                    ..device("/dev/a")
+                }]
+            }),
+            ("mode 4755", |r| {
+                r.devices = vec![DeviceGrant {
+                    mode: 0o4755,
+                    ..device("/dev/a")
+                }]
+            }),
+            ("no device has number 4096:", |r| {
+                r.devices = vec![DeviceGrant {
+                    major: 4096,
+                    ..device("/dev/a")
+                }]
+            }),
+            ("interface \"a/b\"", |r| r.interfaces = vec![interface("a/b", 3)]),
+            ("interface \"0123456789abcdef\"", |r| {
+                r.interfaces = vec![interface("0123456789abcdef", 3)]
+            }),
+            ("interface lo stays", |r| r.interfaces = vec![interface("lo", 1)]),
+            ("index 0 is none", |r| r.interfaces = vec![interface("eth0", 0)]),
+            ("is given twice", |r| {
+                r.interfaces = vec![interface("eth0", 2), interface("eth0", 3)]
+            }),
+            ("the host's network", |r| {
+                r.network = Network::Host;
+                r.interfaces = vec![interface("eth0", 2)];
+            }),
+            ("mount source \"srv\"", |r| r.mounts = vec![bind("srv", "/data")]),
+            ("mount destination \"/data/\"", |r| {
+                r.mounts = vec![bind("/srv", "/data/")]
+            }),
+            ("mount destination /: ", |r| r.mounts = vec![bind("/srv", "/")]),
+            ("/proc is the container's own", |r| {
+                r.mounts = vec![bind("/srv", "/proc/sys")]
+            }),
+            ("is given twice", |r| {
+                r.mounts = vec![bind("/srv", "/d"), bind("/srv2", "/d")]
+            }),
+            ("65 mounts", |r| {
+                r.mounts = (0..65).map(|n| bind("/srv", &format!("/d{n}"))).collect()
+            }),
+            ("signal 0", |r| r.stop.signal = 0),
+            ("signal 65", |r| r.stop.signal = 65),
+            ("stop.grace_ms", |r| r.stop.grace_ms = GRACE_MAX_MS + 1),
+            ("log_max_bytes 100", |r| r.log_max_bytes = 100),
+            ("labels and notes of", |r| {
+                r.notes.insert("a".into(), "x".repeat(WORDS_MAX));
+            }),
+        ];
+        let online = "0-1".parse().unwrap();
+        check(&request(), &online).unwrap();
+        for (text, change) in cases {
+            let mut bad = request();
+            change(&mut bad);
+            let refusal = check(&bad, &online).expect_err(text);
+            assert!(
+                refusal.message.contains(text),
+                "expected {text:?} in {:?}",
+                refusal.message
+            );
+            assert_eq!(refusal.stage, "request");
+        }
+    }
+
+    #[test]
+    fn good_requests_pass() {
+        let mut good = request();
+        good.devices = vec![device("/dev/port"), device("/dev/bus/usb/001")];
+        good.interfaces = vec![interface("eth0", 2)];
+        good.mounts = vec![bind("/srv/x", "/data")];
+        good.process.cwd = Some("/".into());
+        good.scheduler = Some(Scheduler::Deadline {
+            runtime: 1024,
+            deadline: 4096,
+            period: 4096,
+        });
+        good.id = "x".repeat(MAX_ID);
+        check(&good, &"0".parse().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn sources_that_no_container_may_see() {
+        let own = [Path::new("/run/berth"), Path::new("/var/lib/berth")];
+        let cases = [
+            ("/srv/x", None),
+            ("/", Some("root")),
+            ("/proc/1", Some("/proc")),
+            ("/sys", Some("/sys")),
+            ("/dev/sda", Some("/dev")),
+            ("/run/berth/launcher.sock", Some("/run/berth")),
+            ("/run", Some("/run/berth")),
+            ("/var/lib", Some("/var/lib/berth")),
+            ("/var/lib/berthing", None),
+        ];
+        for (source, reason) in cases {
+            let found = forbidden_source(Path::new(source), &own);
+            match reason {
+                None => assert_eq!(found, None, "{source}"),
+                Some(reason) => assert!(found.is_some_and(|f| f.contains(reason)), "{source}"),
+            }
+        }
+    }
+}
