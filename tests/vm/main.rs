@@ -143,12 +143,7 @@ fn main() -> ExitCode {
                 flavour: "busybox",
                 isolcpus: "2-3",
                 append: "",
-                qemu: &[
-                    "-chardev",
-                    "null,id=serial0",
-                    "-netdev",
-                    "user,id=net0,restrict=on",
-                ],
+                qemu: devices::BACKENDS,
             });
             tests.extend(journey::tests(&rt612));
             tests.extend(devices::tests(&rt612));
