@@ -24,6 +24,8 @@ mod reference;
 mod source;
 mod store;
 mod tarstream;
+#[cfg(test)]
+mod tests;
 mod tree;
 mod unpack;
 mod verify;

@@ -254,7 +254,7 @@ mod tests {
             ("", "empty"),
             (":tag", "empty"),
             ("Pump", "'P'"),
-            ("../etc", "begin and end"),
+            ("../etc", "host name"),
             ("a/../b", "begin and end"),
             ("a//b", "begin and end"),
             ("pump:", "no tag"),

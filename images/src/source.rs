@@ -24,6 +24,9 @@ use crate::tarstream::{Kind, TarStream};
 /// Most entries of an archive: blobs and folders.
 const ARCHIVE_ENTRIES: u64 = 20_000;
 
+/// Bytes of an archive that are no content.
+const OVERHEAD: u64 = 256 << 20;
+
 /// What to load from.
 pub enum Source<'a> {
     /// An OCI archive file or an OCI layout folder.
@@ -162,7 +165,8 @@ impl Opened {
             found,
             limit,
         };
-        let mut stream = TarStream::new(reader);
+        // Documents, headers and padding come on top of what the limit counts.
+        let mut stream = TarStream::new(reader.take(self.limits.bytes.saturating_add(OVERHEAD)));
         let (mut layout, mut index, mut docker) = (None, None, false);
         let (mut entries, mut bytes) = (0u64, 0u64);
         while let Some(entry) = stream.next_entry().map_err(bad)? {
@@ -208,6 +212,8 @@ impl Opened {
                 self.stage(digest, &mut input)?;
             }
         }
+        // To the end: only there does gzip say whether all of it was right.
+        stream.drain().map_err(bad)?;
         self.check_layout(layout, index, docker)
     }
 
