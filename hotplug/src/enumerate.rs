@@ -82,7 +82,8 @@ pub fn enumerate(sys_root: &Path, filter: &Filter) -> Result<Vec<Device>, Enumer
 }
 
 /// The devices as `source` knows them: with [`Source::Udev`] and the real sysfs from udevd's database, else
-/// from sysfs.
+/// from sysfs. A device with a node or an interface that udevd has not finished yet is left out: its `add` is
+/// still to come.
 ///
 /// # Errors
 /// [`EnumerateError`].
@@ -94,19 +95,27 @@ pub fn enumerate_from(
     if source.resolve() != Source::Udev || sys_root != Path::new(SYS_ROOT) {
         return enumerate(sys_root, filter);
     }
+    let found = udev_database(&sys_root.into(), filter)?;
+    let ready = |(device, initialized): (Device, bool)| {
+        (initialized || device.devnode().is_none() && device.ifindex().is_none()).then_some(device)
+    };
+    Ok(found.into_iter().filter_map(ready).collect())
+}
+
+/// Every device libudev finds, and whether udevd has finished with it; sorted by path.
+fn udev_database(root: &Arc<Path>, filter: &Filter) -> Result<Vec<(Device, bool)>, EnumerateError> {
     if filter.subsystems.as_ref().is_some_and(BTreeSet::is_empty) {
         return Ok(Vec::new());
     }
-    let root: Arc<Path> = sys_root.into();
     let mut scan = udev::Enumerator::new().map_err(EnumerateError::Udev)?;
     for subsystem in filter.subsystems.iter().flatten() {
         scan.match_subsystem(subsystem).map_err(EnumerateError::Udev)?;
     }
     let found = scan.scan_devices().map_err(EnumerateError::Udev)?;
-    let devices: BTreeMap<String, Device> = found
-        .map(|d| Device::from_udev(&d, &root))
-        .filter(|d| d.is_enumerable() && d.subsystem().is_some_and(|s| filter.wants(s)))
-        .map(|d| (d.devpath().to_owned(), d))
+    let devices: BTreeMap<String, (Device, bool)> = found
+        .map(|d| (Device::from_udev(&d, root), d.is_initialized()))
+        .filter(|(d, _)| d.is_enumerable() && d.subsystem().is_some_and(|s| filter.wants(s)))
+        .map(|found| (found.0.devpath().to_owned(), found))
         .collect();
     Ok(devices.into_values().collect())
 }

@@ -51,7 +51,11 @@ fn this_machine() {
     // what both have is compared.
     let filter = Filter::subsystems(["net", "block", "mem"]);
     let own = enumerate(sys, &filter).unwrap();
-    let udev = enumerate_from(Source::Udev, sys, &filter).unwrap();
+    let udev: Vec<_> = udev_database(&sys.into(), &filter)
+        .unwrap()
+        .into_iter()
+        .map(|(d, _)| d)
+        .collect();
     let mem = |devices: &[Device]| {
         let mem = devices.iter().filter(|d| d.subsystem() == Some("mem"));
         mem.map(|d| d.devpath().to_owned()).collect::<Vec<_>>()
@@ -126,9 +130,9 @@ fn udev_database_over_umockdev() {
         );
         return;
     }
-    let found = enumerate_from(Source::Udev, Path::new("/sys"), &Filter::subsystems(["tty"])).unwrap();
+    let found = udev_database(&Path::new("/sys").into(), &Filter::subsystems(["tty"])).unwrap();
     assert_eq!(found.len(), 1, "{found:?}");
-    let device = &found[0];
+    let device = &found[0].0;
     assert_eq!(
         (device.property("ID_SERIAL"), device.devnode()),
         (Some("FTDI_A1"), Some("/dev/ttyUSB0"))

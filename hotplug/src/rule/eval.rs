@@ -3,8 +3,8 @@
 //! Semantics of systemd's `udev-rules.c`: a missing property, driver or subsystem compares as the empty
 //! string; a missing attribute holds for neither `==` nor `!=`; trailing white space of an attribute is
 //! ignored unless the pattern ends in it; the keys ending in S are tried together on the device itself, then
-//! on each device above it, nearest first. `TAG!="x"` holds
-//! where no tag matches and `TAG=="?*"` where there is one (systemd answers the opposite to the second).
+//! on each device above it, nearest first. `TAG!="x"` holds where no tag matches and `TAG=="?*"` where there
+//! is one (systemd answers the opposite to the second).
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeSet, HashMap};

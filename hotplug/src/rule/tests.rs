@@ -229,6 +229,80 @@ fn an_explanation_names_value_and_place() {
 }
 
 #[test]
+fn bus_class_and_subsystem_are_one() {
+    let device = serde_json::json!({"devpath": "/devices/a", "properties": {"SUBSYSTEM": "class"}});
+    let device: Device = serde_json::from_value(device).unwrap();
+    for (text, want) in [
+        (r#"SUBSYSTEM=="bus""#, true),
+        (r#"SUBSYSTEM!="subsystem""#, false),
+        (r#"SUBSYSTEM=="bus|tty""#, false),
+        (r#"SUBSYSTEM==i"bus""#, false),
+    ] {
+        let rule = Match::parse(text).unwrap();
+        assert_eq!(explain(&rule, &device, Action::Add).holds, want, "{text}");
+        // An index by subsystem must not lose it.
+        let rules = Rules::new(vec![self::rule("a", text, 0)]);
+        assert_eq!(
+            rules.choose(&View::new(&device), Action::Add).unwrap().is_some(),
+            want,
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn a_thousand_rules_and_a_thousand_devices() {
+    let rules = (0..1000).map(|n| match n % 3 {
+        0 => rule(
+            &format!("r{n}"),
+            &format!("SUBSYSTEM==\"tty\", KERNEL==\"ttyUSB{n}\""),
+            n,
+        ),
+        1 => rule(
+            &format!("r{n}"),
+            &format!("SUBSYSTEM==\"net\", ENV{{ID_SERIAL}}==\"S{n}\""),
+            n,
+        ),
+        _ => rule(
+            &format!("r{n}"),
+            &format!("SUBSYSTEM==\"block\", ENV{{ID_SERIAL}}==\"S{n}*\""),
+            n,
+        ),
+    });
+    let rules = Rules::new(rules.collect());
+    let devices: Vec<Device> = (0..1000)
+        .map(|n| {
+            let subsystem = ["tty", "net", "block"][n % 3];
+            let record = serde_json::json!({
+                "sysRoot": "/nonexistent",
+                "devpath": format!("/devices/{subsystem}/ttyUSB{n}"),
+                "properties": {"SUBSYSTEM": subsystem, "ID_SERIAL": format!("S{n}")},
+            });
+            serde_json::from_value(record).unwrap()
+        })
+        .collect();
+    let start = Instant::now();
+    for (n, device) in devices.iter().enumerate() {
+        let chosen = rules.choose(&View::new(device), Action::Add).unwrap().unwrap();
+        assert!(
+            chosen.rule.name == format!("r{n}") || n % 3 == 2,
+            "{n}: {}",
+            chosen.rule.name
+        );
+    }
+    println!("a million pairs in {:?}", start.elapsed());
+}
+
+#[test]
+fn what_travels_between_threads() {
+    fn sent<T: Send>() {}
+    sent::<crate::monitor::Monitor>();
+    sent::<crate::inventory::Inventory>();
+    sent::<Rules>();
+    sent::<Device>();
+}
+
+#[test]
 fn table_of_errors() {
     for (text, place, message, hint) in [
         ("", (1, 1), "no clause", "e.g."),
