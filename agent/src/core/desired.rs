@@ -1,0 +1,156 @@
+//! What the documents ask for, in the form the core decides with.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use berth_documents::{Document, RuleSpec, Set, WorkloadSpec};
+use sha2::{Digest, Sha256};
+
+/// Every workload and rule.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Desired {
+    /// By name.
+    pub workloads: BTreeMap<String, Arc<Workload>>,
+    /// By name.
+    pub rules: BTreeMap<String, Arc<Rule>>,
+}
+
+/// One workload.
+#[derive(Debug, Clone)]
+pub(crate) struct Workload {
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.labels`.
+    pub labels: BTreeMap<String, String>,
+    /// `spec`.
+    pub spec: WorkloadSpec,
+    /// Differs when anything differs that needs a new container: restart policy and labels do not.
+    pub digest: String,
+    /// The document as canonical JSON, for the container's notes.
+    pub document: String,
+}
+
+/// One hotplug rule.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Rule {
+    /// `metadata.name`.
+    pub name: String,
+    /// The workload that runs for each device.
+    pub workload: String,
+    /// Where the device node goes.
+    pub node: Option<NodeInto>,
+    /// New name of the network interface inside; `Some(None)` keeps the one it has.
+    pub interface: Option<Option<String>>,
+    /// Milliseconds without an event of the device before it is taken as ready.
+    pub settle: u64,
+    /// Armed containers kept ready.
+    pub armed: u32,
+    /// Differs when anything differs that needs a new container.
+    pub digest: String,
+    /// The document as canonical JSON.
+    pub document: String,
+}
+
+/// A device node inside the container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NodeInto {
+    /// Any of `r`, `w`, `m`.
+    pub access: String,
+    /// Path inside; that of the host where absent.
+    pub path: Option<String>,
+    /// File mode.
+    pub mode: u32,
+    /// Owner inside.
+    pub uid: u32,
+    /// Group inside.
+    pub gid: u32,
+}
+
+impl fmt::Display for Desired {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} workloads, {} rules", self.workloads.len(), self.rules.len())
+    }
+}
+
+impl Desired {
+    /// What the documents ask for. They were checked before: what cannot be read here is left out by nobody.
+    pub(crate) fn of(set: &Set) -> Desired {
+        let profile = |name: &str| set.profiles.get(name).map(json).unwrap_or_default();
+        let workloads = set.workloads.iter().map(|(name, document)| {
+            (name.clone(), Arc::new(Workload::of(document, &profile(&document.spec.profile))))
+        });
+        let rules = set.rules.iter().map(|(name, document)| (name.clone(), Arc::new(Rule::of(document))));
+        Desired { workloads: workloads.collect(), rules: rules.collect() }
+    }
+}
+
+impl Workload {
+    /// From its document; `profile`: that of its security profile where it is not a shipped one.
+    pub(crate) fn of(document: &Document<WorkloadSpec>, profile: &str) -> Workload {
+        let spec = document.spec.clone();
+        // What takes effect without a new container.
+        let relevant = WorkloadSpec { restart: Default::default(), ..spec.clone() };
+        Workload {
+            name: document.name().to_owned(),
+            labels: document.metadata.labels.clone(),
+            digest: digest(&[&json(&relevant), profile]),
+            document: json(document),
+            spec,
+        }
+    }
+}
+
+impl Rule {
+    /// From its document.
+    pub(crate) fn of(document: &Document<RuleSpec>) -> Rule {
+        let spec = &document.spec;
+        // When it starts, and whether it is kept ready, is no part of what runs.
+        let relevant = RuleSpec { settle: Default::default(), armed: 0, priority: 0, ..spec.clone() };
+        Rule {
+            name: document.name().to_owned(),
+            workload: spec.workload.to_string(),
+            node: spec.device.as_ref().map(|device| NodeInto {
+                access: device.access.clone(),
+                path: device.path.clone(),
+                mode: device.mode_bits().unwrap_or(0o600),
+                uid: 0,
+                gid: 0,
+            }),
+            interface: spec.interface.as_ref().map(|interface| interface.name.clone()),
+            settle: u64::try_from(spec.settle.0.as_millis()).unwrap_or(u64::MAX),
+            armed: spec.armed,
+            digest: digest(&[&json(&relevant)]),
+            document: json(document),
+        }
+    }
+}
+
+impl Workload {
+    /// Of a container about which nothing else is known.
+    pub(crate) fn bare(name: &str, image: &str) -> Workload {
+        let spec: Option<WorkloadSpec> = serde_json::from_value(serde_json::json!({ "image": image })).ok();
+        Workload {
+            name: name.to_owned(),
+            labels: BTreeMap::new(),
+            spec: spec.unwrap_or_else(|| unreachable!("an image is all that a workload needs")),
+            digest: String::new(),
+            document: String::new(),
+        }
+    }
+}
+
+/// The specs hold texts and numbers only: there is nothing JSON cannot hold.
+fn json<T: serde::Serialize>(value: &T) -> String {
+    serde_json::to_string(value).unwrap_or_default()
+}
+
+/// The first 16 hexadecimal digits of the SHA-256 of the parts.
+fn digest(parts: &[&str]) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update(part.len().to_le_bytes());
+        hash.update(part);
+    }
+    hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,83 @@
+//! After the end of a container: what its slot wants now, and what the restart policy says.
+
+use berth_documents::RestartPolicy;
+
+use super::State;
+use super::event::{Effect, NoticeKind};
+use super::instance::{Phase, Slot};
+
+/// Milliseconds until a launch is tried again that never reached the launcher.
+const UNREACHED: u64 = 1_000;
+
+impl State {
+    /// Nothing of the container is left. `counted` false: the launcher was never reached.
+    pub(super) fn ended(&mut self, id: &str, counted: bool, out: &mut Vec<Effect>) {
+        let Some(instance) = self.instances.get_mut(id) else { return };
+        let slot = instance.slot.clone();
+        let told = std::mem::take(&mut instance.told);
+        let name = instance.name.clone();
+        instance.pid = None;
+        instance.start_time = None;
+        instance.drift.clear();
+        if let Some(key) = instance.holds.take() {
+            out.push(Effect::Unhold(key));
+        }
+        let past = self.history.entry(slot.clone()).or_default();
+        past.exit = instance.exit;
+        past.failure.clone_from(&instance.failure);
+        let restart = instance.workload.spec.restart;
+        let success = instance.failure.is_none() && instance.exit.is_some_and(|e| e.code == Some(0));
+        let delay = u64::try_from(restart.delay.std().as_millis()).unwrap_or(u64::MAX);
+        let window = u64::try_from(restart.window.std().as_millis()).unwrap_or(u64::MAX);
+        self.dirty.insert(slot.clone());
+        let Some(want) = self.want(&slot) else {
+            self.remove(id);
+            return;
+        };
+        if matches!(slot, Slot::Adopted(_)) {
+            self.remove(id);
+            return;
+        }
+        let again = match restart.policy {
+            RestartPolicy::Always => true,
+            RestartPolicy::OnFailure => !success,
+            RestartPolicy::Never => false,
+        };
+        let phase = if want.rest {
+            Phase::Stopped
+        } else if told {
+            Phase::Pending
+        } else if !counted {
+            Phase::Backoff { until: self.now + UNREACHED, counted: false }
+        } else if !again {
+            if success { Phase::Completed } else { Phase::Failed }
+        } else {
+            let past = self.history.entry(slot.clone()).or_default();
+            if past.count(self.now, restart.limit, window) {
+                past.until = self.now.saturating_add(delay);
+                Phase::Backoff { until: past.until, counted: true }
+            } else {
+                let text = format!("{} restarts within {} reached", restart.limit, restart.window);
+                out.push(Effect::note(NoticeKind::GaveUp, &name, text));
+                Phase::Failed
+            }
+        };
+        if let Phase::Backoff { until, counted: true } = phase {
+            let text = format!("started again in {} ms", until.saturating_sub(self.now));
+            out.push(Effect::note(NoticeKind::Backoff, &name, text));
+        }
+        let keeps = matches!(phase, Phase::Backoff { .. });
+        let Some(instance) = self.instances.get_mut(id) else { return };
+        instance.phase = phase;
+        if !keeps {
+            self.give_back(id);
+        }
+        // A container that was armed had another id than the next one of this device will have. No one else
+        // has that name (see `enter`).
+        if let Some(mut instance) = self.instances.remove(id) {
+            instance.id.clone_from(&instance.name);
+            self.slots.insert(slot, instance.id.clone());
+            self.instances.insert(instance.id.clone(), instance);
+        }
+    }
+}

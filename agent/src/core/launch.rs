@@ -1,0 +1,201 @@
+//! The launch request of one instance, and what a restarted agent will find in its notes. Pure.
+
+use std::collections::BTreeMap;
+
+use berth_documents::{Duration, Isolation, Network, Policy, Scheduling, WorkloadSpec};
+use berth_launcher::wire::{
+    self, BindMount, DeviceGrant, InterfaceGrant, LaunchRequest, PlacementRequest, ProcessRequest, Refusal,
+    StopRequest,
+};
+use berth_rt::placement::Placement;
+use berth_rt::sched::Scheduler;
+
+use super::drive::Want;
+use super::instance::{Instance, Slot};
+use super::place::{self, Node};
+
+/// Most bytes of log kept for a container.
+const LOG_MAX: u64 = 8 << 20;
+
+/// Keys of [`LaunchRequest::notes`]. They outlive the agent: names are only added, never changed.
+pub(crate) mod notes {
+    /// [`Slot`] as JSON.
+    pub(crate) const SLOT: &str = "slot";
+    /// [`Instance::name`](super::Instance).
+    pub(crate) const NAME: &str = "name";
+    /// [`Instance::made_of`](super::Instance).
+    pub(crate) const MADE_OF: &str = "madeOf";
+    /// [`Facts`](super::super::device::Facts) as JSON.
+    pub(crate) const DEVICE: &str = "device";
+    /// The workload document as canonical JSON.
+    pub(crate) const WORKLOAD: &str = "workload";
+    /// The rule document as canonical JSON.
+    pub(crate) const RULE: &str = "rule";
+}
+
+/// Device node and interface for one container.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Grants {
+    pub devices: Vec<DeviceGrant>,
+    pub interfaces: Vec<InterfaceGrant>,
+}
+
+/// [`Refusal::stage`] of what the rule itself is at fault for.
+pub(super) const RULE_STAGE: &str = "rule";
+
+fn refusal(message: String, hint: &str) -> Refusal {
+    Refusal { stage: RULE_STAGE.to_owned(), message, hint: Some(hint.to_owned()) }
+}
+
+impl Grants {
+    /// What the rule gives of the device.
+    pub(super) fn of(want: &Want) -> Result<Grants, Refusal> {
+        let mut grants = Grants::default();
+        let (Some(rule), Some(device)) = (&want.rule, &want.device) else { return Ok(grants) };
+        if let Some(fault) = want.matched.as_ref().and_then(|m| m.fault.as_ref()) {
+            let hint = "`berth device explain` lists the device's own properties and attributes";
+            return Err(refusal(format!("rule {}: {fault}", rule.name), hint));
+        }
+        if let Some(into) = &rule.node {
+            let (Some((block, major, minor)), Some(node)) = (device.devnum, &device.devnode) else {
+                let text = format!("rule {}: {} has no device node", rule.name, device.syspath);
+                return Err(refusal(text, "leave `device` out of the rule, or match the device that has the node"));
+            };
+            grants.devices.push(DeviceGrant {
+                block,
+                major,
+                minor,
+                path: into.path.clone().unwrap_or_else(|| node.clone()),
+                access: into.access.clone(),
+                mode: into.mode,
+                uid: into.uid,
+                gid: into.gid,
+            });
+        }
+        if let Some(rename) = &rule.interface {
+            let (Some(name), Some(index)) = (&device.interface, device.ifindex) else {
+                let text = format!("rule {}: {} is no network interface", rule.name, device.syspath);
+                return Err(refusal(text, "match SUBSYSTEM==\"net\", or leave `interface` out of the rule"));
+            };
+            grants.interfaces.push(InterfaceGrant { name: name.clone(), index, rename: rename.clone() });
+        }
+        Ok(grants)
+    }
+}
+
+/// The workload's arguments with those of the rule behind them.
+pub(super) fn args(want: &Want) -> Vec<String> {
+    let mut args = want.workload.spec.args.clone().unwrap_or_default();
+    args.extend(want.matched.iter().flat_map(|m| m.args.iter().cloned()));
+    args
+}
+
+/// What the rule adds to the environment.
+pub(super) fn rule_env(want: &Want) -> Vec<(String, String)> {
+    want.matched.iter().flat_map(|m| m.env.iter().cloned()).collect()
+}
+
+/// Labels of workload and rule.
+pub(super) fn labels(want: &Want) -> BTreeMap<String, String> {
+    let mut labels = want.workload.labels.clone();
+    labels.extend(want.matched.iter().flat_map(|m| m.labels.clone()));
+    labels
+}
+
+/// What a restarted agent needs to know again.
+pub(super) fn notes(instance: &Instance, slot: &Slot, want: &Want) -> BTreeMap<String, String> {
+    let json = |value: Result<String, serde_json::Error>| value.unwrap_or_default();
+    let mut notes = BTreeMap::new();
+    let mut put = |key: &str, value: String| notes.insert(key.to_owned(), value);
+    put(notes::SLOT, json(serde_json::to_string(slot)));
+    put(notes::NAME, instance.name.clone());
+    put(notes::MADE_OF, want.made_of.clone());
+    put(notes::WORKLOAD, want.workload.document.clone());
+    if let Some(rule) = &want.rule {
+        put(notes::RULE, rule.document.clone());
+    }
+    if let Some(device) = &want.device {
+        put(notes::DEVICE, json(serde_json::to_string(&**device)));
+    }
+    notes
+}
+
+/// The request for `instance`, all but the image's digest.
+pub(super) fn request(
+    instance: &Instance,
+    want: &Want,
+    place: &Placement,
+    grants: &Grants,
+    node: &Node,
+) -> LaunchRequest {
+    let spec: &WorkloadSpec = &want.workload.spec;
+    let mut env: Vec<(String, String)> = spec.env.iter().map(|e| (e.name.clone(), e.value.clone())).collect();
+    env.extend(rule_env(want));
+    LaunchRequest {
+        version: wire::VERSION,
+        id: instance.id.clone(),
+        workload: want.workload.name.clone(),
+        image: String::new(),
+        profile: spec.profile.to_string(),
+        process: ProcessRequest {
+            command: spec.command.clone().unwrap_or_default(),
+            args: args(want),
+            env,
+            cwd: spec.working_dir.as_ref().map(ToString::to_string),
+        },
+        hostname: None,
+        placement: PlacementRequest {
+            cpus: place.cpus.to_string(),
+            mems: place.mems.to_string(),
+            shared: place.shared,
+            require_isolated: spec.isolation == Isolation::Required,
+        },
+        scheduler: scheduler(spec),
+        timer_slack_ns: spec.realtime.as_ref().and_then(|r| r.timer_slack).map(|slack| slack.as_nanos()),
+        rt_budget: place::budget(spec, node),
+        memory_bytes: spec.memory.map(|size| size.bytes()),
+        pids: spec.pids.map(u64::from),
+        devices: grants.devices.clone(),
+        interfaces: grants.interfaces.clone(),
+        network: match spec.network {
+            Network::None => wire::Network::None,
+            Network::Host => wire::Network::Host,
+        },
+        mounts: spec
+            .mounts
+            .iter()
+            .map(|m| BindMount {
+                source: m.source.as_path().to_path_buf(),
+                destination: m.destination.as_path().to_path_buf(),
+                read_only: m.read_only,
+            })
+            .collect(),
+        stop: StopRequest {
+            signal: spec.stop.signal.number(),
+            grace_ms: u64::try_from(spec.stop.grace.std().as_millis()).unwrap_or(u64::MAX),
+        },
+        log_max_bytes: LOG_MAX,
+        labels: labels(want),
+        armed: matches!(instance.slot, Slot::Pool { .. }),
+        notes: notes(instance, &instance.slot, want),
+    }
+}
+
+/// The scheduling policy as the kernel takes it.
+pub(super) fn scheduler(spec: &WorkloadSpec) -> Option<Scheduler> {
+    let Scheduling { policy, priority, nice, runtime, deadline, period } = spec.realtime.as_ref()?.scheduler.as_ref()?;
+    let priority = priority.and_then(|p| u32::try_from(p).ok()).unwrap_or(0);
+    let nice = nice.and_then(|n| i32::try_from(n).ok()).unwrap_or(0);
+    let ns = |duration: &Option<Duration>| duration.map_or(0, Duration::as_nanos);
+    Some(match policy {
+        Policy::Other => Scheduler::Other { nice },
+        Policy::Batch => Scheduler::Batch { nice },
+        Policy::Idle => Scheduler::Idle,
+        Policy::Fifo => Scheduler::Fifo { priority },
+        Policy::Rr => Scheduler::Rr { priority },
+        Policy::Deadline => {
+            let deadline = deadline.or(*period);
+            Scheduler::Deadline { runtime: ns(runtime), deadline: ns(&deadline), period: ns(period) }
+        }
+    })
+}
