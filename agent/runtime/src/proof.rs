@@ -1,15 +1,23 @@
 //! The words of a proof: what was promised beside what the kernel says.
 //!
-//! [`Promise`] is everything one container is promised, written down by whoever set it up. `read` takes the
+//! [`Promise`] is everything one container is promised, written down by whoever set it up. [`read`] takes the
 //! actual values from the kernel alone (procfs, cgroup files, `sched_getattr`, `statx`) and lays the two side
 //! by side. What cannot be read does not hold.
 
+mod facts;
+mod mounts;
+mod procfs;
 mod promise;
+mod read;
+#[cfg(test)]
+mod tests;
+mod threads;
 
 pub use promise::{
-    CapabilitySets, CgroupFile, FileId, IdMap, IsolationPromise, MountPromise, NamespaceKind, NamespacePromise,
-    Promise, Rlimit, SeccompPromise,
+    CapabilitySets, CgroupFile, FileId, IdMap, IsolationPromise, MountPromise, NamespaceKind,
+    NamespacePromise, Promise, Rlimit, SeccompPromise,
 };
+pub use read::{ProofError, Where, read, read_cheap};
 
 use serde::{Deserialize, Serialize};
 

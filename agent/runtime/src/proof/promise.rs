@@ -185,7 +185,11 @@ impl CapabilitySets {
             }
         }
         let effective = if root { permitted } else { self.ambient };
-        Self { permitted, effective, ..self }
+        Self {
+            permitted,
+            effective,
+            ..self
+        }
     }
 }
 
@@ -235,8 +239,13 @@ mod tests {
 
     #[test]
     fn capability_rules_of_exec() {
-        let sets =
-            CapabilitySets { inheritable: 0b001, permitted: 0b0111, effective: 0b0111, bounding: 0b1111, ambient: 0 };
+        let sets = CapabilitySets {
+            inheritable: 0b001,
+            permitted: 0b0111,
+            effective: 0b0111,
+            bounding: 0b1111,
+            ambient: 0,
+        };
         // (root, no_new_privs, ambient) -> (permitted, effective)
         let table = [
             (true, true, 0, 0b0111, 0b0111),
@@ -247,8 +256,15 @@ mod tests {
         ];
         for (root, nnp, ambient, permitted, effective) in table {
             let after = CapabilitySets { ambient, ..sets }.after_exec(root, nnp);
-            assert_eq!((after.permitted, after.effective), (permitted, effective), "{root} {nnp} {ambient}");
-            assert_eq!((after.inheritable, after.bounding, after.ambient), (0b001, 0b1111, ambient));
+            assert_eq!(
+                (after.permitted, after.effective),
+                (permitted, effective),
+                "{root} {nnp} {ambient}"
+            );
+            assert_eq!(
+                (after.inheritable, after.bounding, after.ambient),
+                (0b001, 0b1111, ambient)
+            );
         }
     }
 

@@ -45,7 +45,12 @@ pub(super) fn assemble(rules: &Rules) -> Vec<Insn> {
         returns: Vec::with_capacity(8),
         clauses: vec![None; rules.clauses.len()],
     };
-    let entries: Vec<(u32, At)> = rules.groups.iter().rev().map(|group| (group.audit, out.group(group))).collect();
+    let entries: Vec<(u32, At)> = rules
+        .groups
+        .iter()
+        .rev()
+        .map(|group| (group.audit, out.group(group)))
+        .collect();
     let mut next = out.ret(KILL_PROCESS);
     for (audit, at) in entries {
         next = out.branch(JEQ, audit, at, next);
@@ -57,14 +62,23 @@ pub(super) fn assemble(rules: &Rules) -> Vec<Insn> {
 
 impl Backwards<'_> {
     fn push(&mut self, code: u16, jt: usize, jf: usize, k: u32) -> At {
-        self.program.push(Insn { code, jt: jt as u8, jf: jf as u8, k });
+        self.program.push(Insn {
+            code,
+            jt: jt as u8,
+            jf: jf as u8,
+            k,
+        });
         self.program.len() - 1
     }
 
     /// A place from which `target` is reached by a conditional jump, with `slack` instructions to come between.
     fn near(&mut self, target: At, slack: usize) -> At {
         let distance = self.program.len() - 1 - target;
-        if distance + slack <= REACH { target } else { self.push(JA, 0, 0, distance as u32) }
+        if distance + slack <= REACH {
+            target
+        } else {
+            self.push(JA, 0, 0, distance as u32)
+        }
     }
 
     fn branch(&mut self, code: u16, k: u32, holds: At, fails: At) -> At {
@@ -136,7 +150,11 @@ impl Backwards<'_> {
     fn clause(&mut self, clause: &Clause, wide: bool, otherwise: At) -> At {
         let mut next = self.ret(clause.ret);
         for test in clause.tests.iter().rev() {
-            let (holds, fails) = if test.op.negate { (otherwise, next) } else { (next, otherwise) };
+            let (holds, fails) = if test.op.negate {
+                (otherwise, next)
+            } else {
+                (next, otherwise)
+            };
             next = self.test(test, wide, holds, fails);
         }
         next
@@ -167,7 +185,11 @@ impl Backwards<'_> {
     }
 
     fn masked(&mut self, offset: u32, mask: u32, next: At) -> At {
-        let next = if mask == u32::MAX { next } else { self.push(AND_K, 0, 0, mask) };
+        let next = if mask == u32::MAX {
+            next
+        } else {
+            self.push(AND_K, 0, 0, mask)
+        };
         self.load(offset, next)
     }
 }

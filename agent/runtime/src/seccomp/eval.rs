@@ -21,7 +21,11 @@ pub(super) fn run(program: &[Insn], audit: u32, nr: u32, args: &[u64; 6]) -> Opt
                     8 | 12 => 0,
                     k if k < 64 && k % 4 == 0 => {
                         let word = args[(k as usize - 16) / 8];
-                        if k % 8 == 0 { word as u32 } else { (word >> 32) as u32 }
+                        if k % 8 == 0 {
+                            word as u32
+                        } else {
+                            (word >> 32) as u32
+                        }
                     }
                     _ => return None,
                 }

@@ -37,7 +37,9 @@ pub enum LoadError {
 impl LoadError {
     /// The setting to change.
     pub fn hint(&self) -> Option<String> {
-        let Self::Refused { source, .. } = self else { return None };
+        let Self::Refused { source, .. } = self else {
+            return None;
+        };
         match source.raw_os_error()? {
             libc::EACCES => Some("set process.noNewPrivileges, or give CAP_SYS_ADMIN".into()),
             libc::EINVAL => {
@@ -52,9 +54,17 @@ impl LoadError {
 
 /// Put `filter` in force for the calling thread. With a NOTIFY action the notification descriptor comes back.
 pub fn load(filter: &Filter) -> Result<Option<OwnedFd>, LoadError> {
-    let refused = |source| LoadError::Refused { flags: filter.flags, instructions: filter.program.len(), source };
-    let len = u16::try_from(filter.program.len()).map_err(|_| refused(io::Error::from_raw_os_error(libc::EINVAL)))?;
-    let program = libc::sock_fprog { len, filter: filter.program.as_ptr().cast::<libc::sock_filter>().cast_mut() };
+    let refused = |source| LoadError::Refused {
+        flags: filter.flags,
+        instructions: filter.program.len(),
+        source,
+    };
+    let len = u16::try_from(filter.program.len())
+        .map_err(|_| refused(io::Error::from_raw_os_error(libc::EINVAL)))?;
+    let program = libc::sock_fprog {
+        len,
+        filter: filter.program.as_ptr().cast::<libc::sock_filter>().cast_mut(),
+    };
     // SAFETY: `program` points at `len` instructions whose layout is that of sock_filter (asserted above); the kernel
     // copies them and writes nothing.
     let answer = unsafe {
@@ -90,10 +100,18 @@ pub fn supported(filter: &Filter) -> Result<(), String> {
         asked.push(action);
         // SAFETY: the kernel reads one u32 from the pointer.
         let answer = unsafe {
-            libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_ACTION_AVAIL, 0 as libc::c_ulong, &raw const action)
+            libc::syscall(
+                libc::SYS_seccomp,
+                libc::SECCOMP_GET_ACTION_AVAIL,
+                0 as libc::c_ulong,
+                &raw const action,
+            )
         };
         if answer != 0 {
-            return Err(format!("seccomp action {action:#x}: {}", io::Error::last_os_error()));
+            return Err(format!(
+                "seccomp action {action:#x}: {}",
+                io::Error::last_os_error()
+            ));
         }
     }
     Ok(())
@@ -123,11 +141,16 @@ mod tests {
     }
 
     fn errno_of(result: i64) -> i32 {
-        if result < 0 { io::Error::last_os_error().raw_os_error().unwrap_or(98) } else { 0 }
+        if result < 0 {
+            io::Error::last_os_error().raw_os_error().unwrap_or(98)
+        } else {
+            0
+        }
     }
 
     fn filter(text: &str) -> Filter {
-        let filter = compile(&serde_json::from_str(text).expect("json"), &Options::default()).expect("compile");
+        let filter =
+            compile(&serde_json::from_str(text).expect("json"), &Options::default()).expect("compile");
         supported(&filter).expect("supported");
         filter
     }
@@ -142,11 +165,20 @@ mod tests {
         );
         let table: [(fn() -> i32, i32); 3] = [
             // SAFETY: getcpu with null pointers writes nothing.
-            (|| errno_of(unsafe { libc::syscall(libc::SYS_getcpu, 0, 0, 0) }), 71),
+            (
+                || errno_of(unsafe { libc::syscall(libc::SYS_getcpu, 0, 0, 0) }),
+                71,
+            ),
             // SAFETY: dup3 of bad descriptors changes nothing.
-            (|| errno_of(unsafe { libc::syscall(libc::SYS_dup3, -1, 4_294_967_297u64, 0) }), 72),
+            (
+                || errno_of(unsafe { libc::syscall(libc::SYS_dup3, -1, 4_294_967_297u64, 0) }),
+                72,
+            ),
             // SAFETY: as above.
-            (|| errno_of(unsafe { libc::syscall(libc::SYS_dup3, -1, 4_294_967_296u64, 0) }), libc::EBADF),
+            (
+                || errno_of(unsafe { libc::syscall(libc::SYS_dup3, -1, 4_294_967_296u64, 0) }),
+                libc::EBADF,
+            ),
         ];
         for (check, expected) in table {
             match under(&filter, check) {
@@ -162,8 +194,16 @@ mod tests {
             r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["getcpu"],"action":"SCMP_ACT_KILL_PROCESS"}]}"#,
         );
         // SAFETY: getcpu with null pointers writes nothing.
-        let status = under(&filter, || errno_of(unsafe { libc::syscall(libc::SYS_getcpu, 0, 0, 0) }));
-        assert!(matches!(status, WaitStatus::Signaled(_, nix::sys::signal::Signal::SIGSYS, _)), "{status:?}");
+        let status = under(&filter, || {
+            errno_of(unsafe { libc::syscall(libc::SYS_getcpu, 0, 0, 0) })
+        });
+        assert!(
+            matches!(
+                status,
+                WaitStatus::Signaled(_, nix::sys::signal::Signal::SIGSYS, _)
+            ),
+            "{status:?}"
+        );
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -171,7 +211,15 @@ mod tests {
     fn an_x32_call_dies_where_x32_is_not_listed() {
         let filter = filter(r#"{"defaultAction":"SCMP_ACT_ALLOW"}"#);
         // SAFETY: getpid by its x32 number.
-        let status = under(&filter, || errno_of(unsafe { libc::syscall(0x4000_0000 + libc::SYS_getpid) }));
-        assert!(matches!(status, WaitStatus::Signaled(_, nix::sys::signal::Signal::SIGSYS, _)), "{status:?}");
+        let status = under(&filter, || {
+            errno_of(unsafe { libc::syscall(0x4000_0000 + libc::SYS_getpid) })
+        });
+        assert!(
+            matches!(
+                status,
+                WaitStatus::Signaled(_, nix::sys::signal::Signal::SIGSYS, _)
+            ),
+            "{status:?}"
+        );
     }
 }

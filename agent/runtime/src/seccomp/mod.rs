@@ -92,7 +92,9 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { native: Architecture::NATIVE }
+        Self {
+            native: Architecture::NATIVE,
+        }
     }
 }
 
@@ -156,9 +158,15 @@ impl SeccompError {
             Self::UnknownSyscall { name, .. } => {
                 format!("remove `{name}` from linux.seccomp.syscalls, or correct it")
             }
-            Self::UnsupportedArchitecture { name } => format!("remove {name} from linux.seccomp.architectures"),
-            Self::NativeMissing { native } => format!("add {} to linux.seccomp.architectures", native.oci_name()),
-            Self::ArgumentIndex { entry, .. } => format!("correct args[].index of linux.seccomp.syscalls[{entry}]"),
+            Self::UnsupportedArchitecture { name } => {
+                format!("remove {name} from linux.seccomp.architectures")
+            }
+            Self::NativeMissing { native } => {
+                format!("add {} to linux.seccomp.architectures", native.oci_name())
+            }
+            Self::ArgumentIndex { entry, .. } => {
+                format!("correct args[].index of linux.seccomp.syscalls[{entry}]")
+            }
             Self::Errno { place, .. } => format!("correct the errno of linux.seccomp{place}"),
             Self::Notify { .. } => "correct listenerPath, flags or the NOTIFY entries".into(),
             Self::TooLarge { .. } => "list fewer architectures or fewer argument comparisons".into(),
@@ -198,7 +206,12 @@ pub fn compile(seccomp: &LinuxSeccomp, options: &Options) -> Result<Filter, Secc
     }
     let flags = flags(seccomp, notify)?;
     let listener = listener(seccomp, notify)?;
-    Ok(Filter { program: insns, flags, listener, digest: digest(seccomp, options) })
+    Ok(Filter {
+        program: insns,
+        flags,
+        listener,
+        digest: digest(seccomp, options),
+    })
 }
 
 fn flags(seccomp: &LinuxSeccomp, notify: bool) -> Result<u32, SeccompError> {
@@ -211,7 +224,9 @@ fn flags(seccomp: &LinuxSeccomp, notify: bool) -> Result<u32, SeccompError> {
             LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => {
                 if !notify {
                     return Err(SeccompError::Notify {
-                        what: "the flag SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV needs an SCMP_ACT_NOTIFY entry".into(),
+                        what:
+                            "the flag SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV needs an SCMP_ACT_NOTIFY entry"
+                                .into(),
                     });
                 }
                 libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
@@ -230,16 +245,17 @@ fn flags(seccomp: &LinuxSeccomp, notify: bool) -> Result<u32, SeccompError> {
 
 fn listener(seccomp: &LinuxSeccomp, notify: bool) -> Result<Option<Listener>, SeccompError> {
     match (notify, seccomp.listener_path()) {
-        (true, Some(path)) => {
-            Ok(Some(Listener { path: path.clone(), metadata: seccomp.listener_metadata().clone() }))
-        }
-        (true, None) => {
-            Err(SeccompError::Notify { what: "SCMP_ACT_NOTIFY needs a listenerPath to send the descriptor to".into() })
-        }
+        (true, Some(path)) => Ok(Some(Listener {
+            path: path.clone(),
+            metadata: seccomp.listener_metadata().clone(),
+        })),
+        (true, None) => Err(SeccompError::Notify {
+            what: "SCMP_ACT_NOTIFY needs a listenerPath to send the descriptor to".into(),
+        }),
         (false, Some(_)) => Ok(None),
-        (false, None) if seccomp.listener_metadata().is_some() => {
-            Err(SeccompError::Notify { what: "listenerMetadata is given without a listenerPath".into() })
-        }
+        (false, None) if seccomp.listener_metadata().is_some() => Err(SeccompError::Notify {
+            what: "listenerMetadata is given without a listenerPath".into(),
+        }),
         (false, None) => Ok(None),
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::io::{Read, Seek};
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
 use oci_spec::runtime::{
@@ -44,7 +44,10 @@ fn compare(arg: &LinuxSeccompArg) -> ScmpArgCompare {
         O::ScmpCmpEq => (ScmpCompareOp::Equal, arg.value()),
         O::ScmpCmpGe => (ScmpCompareOp::GreaterEqual, arg.value()),
         O::ScmpCmpGt => (ScmpCompareOp::Greater, arg.value()),
-        O::ScmpCmpMaskedEq => (ScmpCompareOp::MaskedEqual(arg.value()), arg.value_two().unwrap_or(0)),
+        O::ScmpCmpMaskedEq => (
+            ScmpCompareOp::MaskedEqual(arg.value()),
+            arg.value_two().unwrap_or(0),
+        ),
     };
     ScmpArgCompare::new(arg.index() as u32, op, value)
 }
@@ -73,7 +76,9 @@ pub(super) fn libseccomp(seccomp: &LinuxSeccomp) -> Vec<Insn> {
         let args: Vec<ScmpArgCompare> = call.args().iter().flatten().map(compare).collect();
         let indices: BTreeSet<usize> = call.args().iter().flatten().map(LinuxSeccompArg::index).collect();
         for name in call.names() {
-            let Ok(number) = ScmpSyscall::from_name(name) else { continue };
+            let Ok(number) = ScmpSyscall::from_name(name) else {
+                continue;
+            };
             if indices.len() == args.len() {
                 ctx.add_rule_conditional(what, number, &args).expect("rule");
             } else {
@@ -83,7 +88,8 @@ pub(super) fn libseccomp(seccomp: &LinuxSeccomp) -> Vec<Insn> {
             }
         }
     }
-    let fd: OwnedFd = nix::sys::memfd::memfd_create(c"bpf", nix::sys::memfd::MFdFlags::empty()).expect("memfd");
+    let fd: OwnedFd =
+        nix::sys::memfd::memfd_create(c"bpf", nix::sys::memfd::MFdFlags::empty()).expect("memfd");
     let mut file = std::fs::File::from(fd);
     ctx.export_bpf(&file).expect("export");
     file.rewind().expect("rewind");
@@ -106,9 +112,21 @@ fn arguments(seccomp: &LinuxSeccomp) -> Vec<[u64; 6]> {
     for sub in 1..=24 {
         vectors.push([sub, 0, 0, 0, 0, 0]);
     }
-    for arg in seccomp.syscalls().iter().flatten().flat_map(|c| c.args().iter().flatten()) {
+    for arg in seccomp
+        .syscalls()
+        .iter()
+        .flatten()
+        .flat_map(|c| c.args().iter().flatten())
+    {
         for base in [arg.value(), arg.value_two().unwrap_or(0)] {
-            for value in [base, base.wrapping_add(1), base.wrapping_sub(1), base ^ (1 << 32), base << 32, !base] {
+            for value in [
+                base,
+                base.wrapping_add(1),
+                base.wrapping_sub(1),
+                base ^ (1 << 32),
+                base << 32,
+                !base,
+            ] {
                 for fill in [0, 1] {
                     let mut vector = [fill; 6];
                     vector[arg.index()] = value;
@@ -131,7 +149,10 @@ fn agree(seccomp: &LinuxSeccomp, numbers: &BTreeSet<u32>) {
         for &nr in numbers {
             for args in &vectors {
                 let (a, b) = (run(&ours, audit, nr, args), run(&theirs, audit, nr, args));
-                assert!(a.is_some(), "our program ran off its end: arch {audit:#x} nr {nr} args {args:x?}");
+                assert!(
+                    a.is_some(),
+                    "our program ran off its end: arch {audit:#x} nr {nr} args {args:x?}"
+                );
                 assert_eq!(a, b, "arch {audit:#x} nr {nr:#x} args {args:x?} of {seccomp:?}");
             }
         }
@@ -142,7 +163,10 @@ fn every_number() -> BTreeSet<u32> {
     let low = 0..=480u32;
     let x32 = low.clone().map(|n| n | 0x4000_0000);
     let arm = 0xf_0000..0xf_0008;
-    low.chain(x32).chain(arm).chain([0x3fff_ffff, 0x7fff_ffff, 0x8000_0000, u32::MAX - 1, u32::MAX]).collect()
+    low.chain(x32)
+        .chain(arm)
+        .chain([0x3fff_ffff, 0x7fff_ffff, 0x8000_0000, u32::MAX - 1, u32::MAX])
+        .collect()
 }
 
 fn numbers_of(seccomp: &LinuxSeccomp) -> BTreeSet<u32> {
@@ -168,9 +192,17 @@ fn resolved(arch: ScmpArch, name: &str) -> Option<i32> {
 fn our_numbers_are_libseccomps() {
     let mut compared = 0;
     for (name, numbers) in TABLE {
-        let archs = [ScmpArch::X8664, ScmpArch::X32, ScmpArch::X86, ScmpArch::Aarch64, ScmpArch::Arm];
+        let archs = [
+            ScmpArch::X8664,
+            ScmpArch::X32,
+            ScmpArch::X86,
+            ScmpArch::Aarch64,
+            ScmpArch::Arm,
+        ];
         for (arch, &ours) in archs.into_iter().zip(numbers) {
-            let Some(theirs) = resolved(arch, name) else { continue };
+            let Some(theirs) = resolved(arch, name) else {
+                continue;
+            };
             let multiplexed = arch == ScmpArch::X86 && (-300..=-101).contains(&theirs);
             if !multiplexed && (theirs >= 0 || ours < 424) {
                 assert_eq!(ours, theirs.max(-1), "{name} on {arch:?}");
@@ -193,7 +225,13 @@ fn the_bench_filter_agrees_on_every_number() {
 #[test]
 fn arm_agrees_too() {
     // libseccomp always adds the node's own architecture: so does this section.
-    let archs = [Arch::ScmpArchNative, Arch::ScmpArchAarch64, Arch::ScmpArchArm, Arch::ScmpArchX86, Arch::ScmpArchX86_64];
+    let archs = [
+        Arch::ScmpArchNative,
+        Arch::ScmpArchAarch64,
+        Arch::ScmpArchArm,
+        Arch::ScmpArchX86,
+        Arch::ScmpArchX86_64,
+    ];
     let mut section = hard::section(&archs);
     let known: Vec<Arch> = archs[1..].to_vec();
     section.set_architectures(Some(known));
@@ -201,9 +239,30 @@ fn arm_agrees_too() {
 }
 
 const NAMES: [&str; 24] = [
-    "read", "write", "open", "close", "socket", "accept", "accept4", "bind", "send", "recvmmsg", "semop", "shmat",
-    "semtimedop", "msgget", "execve", "clone", "personality", "ioctl", "set_tls", "chown32", "mq_open", "futex",
-    "sendmmsg", "openat2",
+    "read",
+    "write",
+    "open",
+    "close",
+    "socket",
+    "accept",
+    "accept4",
+    "bind",
+    "send",
+    "recvmmsg",
+    "semop",
+    "shmat",
+    "semtimedop",
+    "msgget",
+    "execve",
+    "clone",
+    "personality",
+    "ioctl",
+    "set_tls",
+    "chown32",
+    "mq_open",
+    "futex",
+    "sendmmsg",
+    "openat2",
 ];
 
 fn any_action() -> impl Strategy<Value = (LinuxSeccompAction, Option<u32>)> {
@@ -246,8 +305,18 @@ fn any_arg() -> impl Strategy<Value = LinuxSeccompArg> {
     ];
     (0usize..6, any_value(), any_value(), op).prop_map(|(index, value, two, op)| {
         // A masked value with bits outside of its mask is a contradiction (see the table test).
-        let two = if op == O::ScmpCmpMaskedEq { two & value } else { two };
-        LinuxSeccompArgBuilder::default().index(index).value(value).value_two(two).op(op).build().expect("arg")
+        let two = if op == O::ScmpCmpMaskedEq {
+            two & value
+        } else {
+            two
+        };
+        LinuxSeccompArgBuilder::default()
+            .index(index)
+            .value(value)
+            .value_two(two)
+            .op(op)
+            .build()
+            .expect("arg")
     })
 }
 
@@ -267,10 +336,17 @@ fn any_entry() -> impl Strategy<Value = LinuxSyscall> {
 }
 
 fn any_section() -> impl Strategy<Value = LinuxSeccomp> {
-    let archs = proptest::sample::subsequence(&[Arch::ScmpArchX32, Arch::ScmpArchX86, Arch::ScmpArchArm][..], 0..=3);
+    let archs = proptest::sample::subsequence(
+        &[Arch::ScmpArchX32, Arch::ScmpArchX86, Arch::ScmpArchArm][..],
+        0..=3,
+    );
     (any_action(), archs, proptest::collection::vec(any_entry(), 0..8)).prop_map(
         |((default, errno), mut archs, entries)| {
-            archs.push(if cfg!(target_arch = "x86_64") { Arch::ScmpArchX86_64 } else { Arch::ScmpArchAarch64 });
+            archs.push(if cfg!(target_arch = "x86_64") {
+                Arch::ScmpArchX86_64
+            } else {
+                Arch::ScmpArchAarch64
+            });
             let mut section = LinuxSeccompBuilder::default()
                 .default_action(default)
                 .architectures(archs)
@@ -291,23 +367,31 @@ fn any_section() -> impl Strategy<Value = LinuxSeccomp> {
 fn within_libseccomp(mut section: LinuxSeccomp) -> LinuxSeccomp {
     let mut seen: HashMap<String, (LinuxSeccompAction, Option<u32>)> = HashMap::new();
     let mut compared: BTreeSet<(String, usize)> = BTreeSet::new();
-    let x86 = section.architectures().iter().flatten().any(|a| *a == Arch::ScmpArchX86);
-    let entries = section.syscalls().clone().unwrap_or_default().into_iter().map(|mut entry| {
-        let what = (entry.action(), entry.errno_ret());
-        let args = entry.args().clone().unwrap_or_default();
-        let plain = args.iter().all(|a| a.op() == LinuxSeccompOperator::ScmpCmpEq);
-        let distinct = args.iter().map(|a| a.index()).collect::<BTreeSet<_>>().len() == args.len();
-        let mut names = entry.names().clone();
-        names.retain(|name| {
-            syscall_number(Architecture::NATIVE, name).is_some()
-                && !(x86 && ["accept", "send", "semop", "semtimedop"].contains(&name.as_str()))
-                && *seen.entry(name.clone()).or_insert(what) == what
-                && (plain
-                    || distinct && args.iter().all(|a| compared.insert((name.clone(), a.index()))))
+    let x86 = section
+        .architectures()
+        .iter()
+        .flatten()
+        .any(|a| *a == Arch::ScmpArchX86);
+    let entries = section
+        .syscalls()
+        .clone()
+        .unwrap_or_default()
+        .into_iter()
+        .map(|mut entry| {
+            let what = (entry.action(), entry.errno_ret());
+            let args = entry.args().clone().unwrap_or_default();
+            let plain = args.iter().all(|a| a.op() == LinuxSeccompOperator::ScmpCmpEq);
+            let distinct = args.iter().map(|a| a.index()).collect::<BTreeSet<_>>().len() == args.len();
+            let mut names = entry.names().clone();
+            names.retain(|name| {
+                syscall_number(Architecture::NATIVE, name).is_some()
+                    && !(x86 && ["accept", "send", "semop", "semtimedop"].contains(&name.as_str()))
+                    && *seen.entry(name.clone()).or_insert(what) == what
+                    && (plain || distinct && args.iter().all(|a| compared.insert((name.clone(), a.index()))))
+            });
+            entry.set_names(names);
+            entry
         });
-        entry.set_names(names);
-        entry
-    });
     let entries = entries.collect();
     section.set_syscalls(Some(entries));
     section
@@ -317,8 +401,16 @@ fn within_libseccomp(mut section: LinuxSeccomp) -> LinuxSeccomp {
 fn reference(seccomp: &LinuxSeccomp, x32: bool, nr: u32, args: &[u64; 6]) -> u32 {
     use LinuxSeccompOperator as O;
     let default = action_value(seccomp.default_action(), seccomp.default_errno_ret());
-    let arch = if x32 { Architecture::X32 } else { Architecture::X86_64 };
-    let mine = |call: &&LinuxSyscall| call.names().iter().any(|name| syscall_number(arch, name) == Some(nr));
+    let arch = if x32 {
+        Architecture::X32
+    } else {
+        Architecture::X86_64
+    };
+    let mine = |call: &&LinuxSyscall| {
+        call.names()
+            .iter()
+            .any(|name| syscall_number(arch, name) == Some(nr))
+    };
     let mut best: Option<u32> = None;
     for call in seccomp.syscalls().iter().flatten().filter(mine) {
         let ret = action_value(call.action(), call.errno_ret());
@@ -347,7 +439,11 @@ fn reference(seccomp: &LinuxSeccomp, x32: bool, nr: u32, args: &[u64; 6]) -> u32
             return ret;
         }
         let indices: BTreeSet<usize> = call.args().iter().flatten().map(LinuxSeccompArg::index).collect();
-        let holds = if indices.len() == tests.len() { tests.iter().all(|&t| t) } else { tests.iter().any(|&t| t) };
+        let holds = if indices.len() == tests.len() {
+            tests.iter().all(|&t| t)
+        } else {
+            tests.iter().any(|&t| t)
+        };
         if holds && best.is_none_or(|b| (ret as i32 >> 16) < (b as i32 >> 16)) {
             best = Some(ret);
         }
@@ -358,7 +454,11 @@ fn reference(seccomp: &LinuxSeccomp, x32: bool, nr: u32, args: &[u64; 6]) -> u32
 /// Only the entries without arguments.
 fn without_arguments(seccomp: &LinuxSeccomp) -> LinuxSeccomp {
     let mut section = seccomp.clone();
-    let bare = seccomp.syscalls().iter().flatten().filter(|c| c.args().iter().flatten().next().is_none());
+    let bare = seccomp
+        .syscalls()
+        .iter()
+        .flatten()
+        .filter(|c| c.args().iter().flatten().next().is_none());
     section.set_syscalls(Some(bare.cloned().collect()));
     section
 }
@@ -366,10 +466,17 @@ fn without_arguments(seccomp: &LinuxSeccomp) -> LinuxSeccomp {
 /// Does some entry speak of the call with another action than the default?
 fn decided(seccomp: &LinuxSeccomp, x32: bool, nr: u32) -> bool {
     let default = action_value(seccomp.default_action(), seccomp.default_errno_ret());
-    let arch = if x32 { Architecture::X32 } else { Architecture::X86_64 };
+    let arch = if x32 {
+        Architecture::X32
+    } else {
+        Architecture::X86_64
+    };
     seccomp.syscalls().iter().flatten().any(|call| {
         action_value(call.action(), call.errno_ret()) != default
-            && call.names().iter().any(|name| syscall_number(arch, name) == Some(nr))
+            && call
+                .names()
+                .iter()
+                .any(|name| syscall_number(arch, name) == Some(nr))
     })
 }
 

@@ -95,21 +95,30 @@ struct Entry {
 }
 
 pub(super) fn lookup(name: &str) -> Option<&'static Row> {
-    TABLE.binary_search_by(|row| row.0.cmp(name)).ok().map(|i| &TABLE[i])
+    TABLE
+        .binary_search_by(|row| row.0.cmp(name))
+        .ok()
+        .map(|i| &TABLE[i])
 }
 
 impl Rules {
     pub(super) fn collect(seccomp: &LinuxSeccomp, options: &Options) -> Result<Self, SeccompError> {
-        let default = action(seccomp.default_action(), seccomp.default_errno_ret(), &|| ".defaultErrnoRet".into())?;
+        let default = action(seccomp.default_action(), seccomp.default_errno_ret(), &|| {
+            ".defaultErrnoRet".into()
+        })?;
         if default == NOTIFY {
-            return Err(SeccompError::Notify { what: "SCMP_ACT_NOTIFY cannot be the default action".into() });
+            return Err(SeccompError::Notify {
+                what: "SCMP_ACT_NOTIFY cannot be the default action".into(),
+            });
         }
         let archs = architectures(seccomp, options)?;
         let mut items: [Vec<Item>; 5] = Default::default();
         let mut entries = Vec::new();
         let mut notifies = false;
         for (position, call) in seccomp.syscalls().iter().flatten().enumerate() {
-            let ret = action(call.action(), call.errno_ret(), &|| format!(".syscalls[{position}].errnoRet"))?;
+            let ret = action(call.action(), call.errno_ret(), &|| {
+                format!(".syscalls[{position}].errnoRet")
+            })?;
             let clauses = clauses(call.args().as_deref().unwrap_or_default(), ret, position)?;
             let same_as_default = ret == default;
             let entry = entries.len() as u32;
@@ -133,13 +142,22 @@ impl Rules {
                     if arch == Architecture::X86
                         && let Ok(i) = MULTIPLEXED.binary_search_by(|m| m.0.cmp(name))
                     {
-                        list.push(Item { nr: MULTIPLEXED[i].1, entry, sub: Some(MULTIPLEXED[i].2) });
+                        list.push(Item {
+                            nr: MULTIPLEXED[i].1,
+                            entry,
+                            sub: Some(MULTIPLEXED[i].2),
+                        });
                     }
                 }
             }
             entries.push(Entry { ret, clauses });
         }
-        let mut rules = Self { default, groups: Vec::new(), clauses: Vec::new(), notifies };
+        let mut rules = Self {
+            default,
+            groups: Vec::new(),
+            clauses: Vec::new(),
+            notifies,
+        };
         rules.group(&archs, items, &entries);
         Ok(rules)
     }
@@ -151,22 +169,38 @@ impl Rules {
             self.decide(arch, &mut items[arch as usize], entries, &mut ranges);
             if arch == Architecture::X86_64 {
                 if x32 {
-                    self.decide(Architecture::X32, &mut items[Architecture::X32 as usize], entries, &mut ranges);
+                    self.decide(
+                        Architecture::X32,
+                        &mut items[Architecture::X32 as usize],
+                        entries,
+                        &mut ranges,
+                    );
                 } else {
                     // -1 is what a tracer writes to skip a call: not an x32 call.
                     push(&mut ranges, X32_BIT, Leaf::Ret(KILL_PROCESS));
                     push(&mut ranges, u32::MAX, Leaf::Ret(self.default));
                 }
             }
-            self.groups.push(Group { audit: arch.audit(), ranges });
+            self.groups.push(Group {
+                audit: arch.audit(),
+                ranges,
+            });
         }
     }
 
     /// Append the decisions of one architecture's numbers to `ranges`, in rising order.
-    fn decide(&mut self, arch: Architecture, items: &mut [Item], entries: &[Entry], ranges: &mut Vec<(u32, Leaf)>) {
+    fn decide(
+        &mut self,
+        arch: Architecture,
+        items: &mut [Item],
+        entries: &[Entry],
+        ranges: &mut Vec<(u32, Leaf)>,
+    ) {
         items.sort_by_key(|item| (item.nr, item.entry)); // stable: sub-calls stay in the order given
         for same in items.chunk_by(|a, b| a.nr == b.nr) {
-            let whole = same.iter().find(|i| i.sub.is_none() && entries[i.entry as usize].clauses.is_empty());
+            let whole = same
+                .iter()
+                .find(|i| i.sub.is_none() && entries[i.entry as usize].clauses.is_empty());
             let leaf = match whole {
                 Some(item) => Leaf::Ret(entries[item.entry as usize].ret),
                 None => self.clause_list(arch, same, entries),
@@ -183,23 +217,45 @@ impl Rules {
             match item.sub {
                 None => list.extend(entry.clauses.iter().cloned()),
                 Some(sub) => {
-                    let op = Op { kind: Kind::Eq, negate: false };
-                    let first = Test { index: 0, op, value: u64::from(sub), mask: u64::MAX };
-                    let bare = [Clause { tests: Vec::new(), ret: entry.ret }];
-                    let clauses = if entry.clauses.is_empty() { &bare[..] } else { &entry.clauses[..] };
+                    let op = Op {
+                        kind: Kind::Eq,
+                        negate: false,
+                    };
+                    let first = Test {
+                        index: 0,
+                        op,
+                        value: u64::from(sub),
+                        mask: u64::MAX,
+                    };
+                    let bare = [Clause {
+                        tests: Vec::new(),
+                        ret: entry.ret,
+                    }];
+                    let clauses = if entry.clauses.is_empty() {
+                        &bare[..]
+                    } else {
+                        &entry.clauses[..]
+                    };
                     list.extend(clauses.iter().map(|clause| {
                         let rest = clause.tests.iter().filter(|t| t.index != 0).copied();
-                        Clause { tests: std::iter::once(first).chain(rest).collect(), ret: clause.ret }
+                        Clause {
+                            tests: std::iter::once(first).chain(rest).collect(),
+                            ret: clause.ret,
+                        }
                     }));
                 }
             }
         }
         list.sort_by_key(|clause| severity(clause.ret));
         let list = (arch.wide(), list);
-        let index = self.clauses.iter().position(|known| *known == list).unwrap_or_else(|| {
-            self.clauses.push(list);
-            self.clauses.len() - 1
-        });
+        let index = self
+            .clauses
+            .iter()
+            .position(|known| *known == list)
+            .unwrap_or_else(|| {
+                self.clauses.push(list);
+                self.clauses.len() - 1
+            });
         Leaf::Clauses(index)
     }
 }
@@ -222,8 +278,11 @@ fn severity(ret: u32) -> i32 {
 fn architectures(seccomp: &LinuxSeccomp, options: &Options) -> Result<Vec<Architecture>, SeccompError> {
     let mut archs = Vec::new();
     for &arch in seccomp.architectures().iter().flatten() {
-        let known = Architecture::from_oci(arch, options.native)
-            .ok_or_else(|| SeccompError::UnsupportedArchitecture { name: arch.to_string() })?;
+        let known = Architecture::from_oci(arch, options.native).ok_or_else(|| {
+            SeccompError::UnsupportedArchitecture {
+                name: arch.to_string(),
+            }
+        })?;
         if !archs.contains(&known) {
             archs.push(known);
         }
@@ -235,12 +294,18 @@ fn architectures(seccomp: &LinuxSeccomp, options: &Options) -> Result<Vec<Archit
     let native = archs
         .iter()
         .position(|&a| a == options.native)
-        .ok_or(SeccompError::NativeMissing { native: options.native })?;
+        .ok_or(SeccompError::NativeMissing {
+            native: options.native,
+        })?;
     archs.swap(0, native);
     Ok(archs)
 }
 
-fn action(action: LinuxSeccompAction, errno: Option<u32>, place: &dyn Fn() -> String) -> Result<u32, SeccompError> {
+fn action(
+    action: LinuxSeccompAction,
+    errno: Option<u32>,
+    place: &dyn Fn() -> String,
+) -> Result<u32, SeccompError> {
     use LinuxSeccompAction as A;
     let (base, limit) = match action {
         A::ScmpActErrno => (ERRNO, MAX_ERRNO),
@@ -264,7 +329,10 @@ fn action(action: LinuxSeccompAction, errno: Option<u32>, place: &dyn Fn() -> St
     };
     let errno = errno.unwrap_or(EPERM);
     if errno > limit {
-        return Err(SeccompError::Errno { place: place(), what: format!("{errno} is over {limit}") });
+        return Err(SeccompError::Errno {
+            place: place(),
+            what: format!("{errno} is over {limit}"),
+        });
     }
     Ok(base | errno)
 }
@@ -275,14 +343,19 @@ fn clauses(args: &[LinuxSeccompArg], ret: u32, entry: usize) -> Result<Vec<Claus
     let mut twice = false;
     for arg in args {
         let index = arg.index();
-        let slot = seen.get_mut(index).ok_or(SeccompError::ArgumentIndex { entry, index })?;
+        let slot = seen
+            .get_mut(index)
+            .ok_or(SeccompError::ArgumentIndex { entry, index })?;
         twice |= std::mem::replace(slot, true);
         tests.push(test(arg));
     }
     Ok(match (tests.is_empty(), twice) {
         (true, _) => Vec::new(),
         (false, false) => vec![Clause { tests, ret }],
-        (false, true) => tests.into_iter().map(|t| Clause { tests: vec![t], ret }).collect(),
+        (false, true) => tests
+            .into_iter()
+            .map(|t| Clause { tests: vec![t], ret })
+            .collect(),
     })
 }
 
@@ -300,7 +373,12 @@ fn test(arg: &LinuxSeccompArg) -> Test {
         O::ScmpCmpMaskedEq => (arg.value_two().unwrap_or(0), arg.value()),
         _ => (arg.value(), u64::MAX),
     };
-    Test { index: arg.index(), op: Op { kind, negate }, value, mask }
+    Test {
+        index: arg.index(),
+        op: Op { kind, negate },
+        value,
+        mask,
+    }
 }
 
 fn unknown(name: &str) -> SeccompError {
@@ -310,7 +388,10 @@ fn unknown(name: &str) -> SeccompError {
         .min()
         .filter(|&(d, known)| d <= 1 + known.len() / 4)
         .map(|(_, known)| known);
-    SeccompError::UnknownSyscall { name: name.into(), nearest }
+    SeccompError::UnknownSyscall {
+        name: name.into(),
+        nearest,
+    }
 }
 
 /// Edit distance (insert, delete, replace).
@@ -345,15 +426,30 @@ mod tests {
         for (nr, leaf) in [(0, 2), (1, 1), (1, 2), (2, 1), (5, 1), (6, 2), (7, 1)] {
             push(&mut ranges, nr, Leaf::Ret(leaf));
         }
-        let expected = [(0, Leaf::Ret(2)), (2, Leaf::Ret(1)), (6, Leaf::Ret(2)), (7, Leaf::Ret(1))];
+        let expected = [
+            (0, Leaf::Ret(2)),
+            (2, Leaf::Ret(1)),
+            (6, Leaf::Ret(2)),
+            (7, Leaf::Ret(1)),
+        ];
         assert_eq!(ranges, expected);
     }
 
     #[test]
     fn a_misspelt_name_gets_its_neighbour() {
-        let table = [("opnat", Some("openat")), ("sched_setatr", Some("sched_setattr")), ("zzzzzzzzzzzz", None)];
+        let table = [
+            ("opnat", Some("openat")),
+            ("sched_setatr", Some("sched_setattr")),
+            ("zzzzzzzzzzzz", None),
+        ];
         for (name, nearest) in table {
-            assert_eq!(unknown(name), SeccompError::UnknownSyscall { name: name.into(), nearest });
+            assert_eq!(
+                unknown(name),
+                SeccompError::UnknownSyscall {
+                    name: name.into(),
+                    nearest
+                }
+            );
         }
     }
 }

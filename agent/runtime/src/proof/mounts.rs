@@ -1,0 +1,235 @@
+//! Mounts as the container sees them: mountinfo, and the mount a path lies on by statx(2)'s mount id.
+//!
+//! Paths are resolved in the container's root (openat2, RESOLVE_IN_ROOT): its symlinks cannot lead outside, and what
+//! is judged is the file that the workload would get, not a line of mountinfo that something may cover.
+#![allow(unsafe_code)] // statx(2) with the mount id has no safe wrapper
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+
+use super::facts::Facts;
+use super::procfs::Process;
+use super::{MountPromise, Promise};
+
+/// One line of mountinfo.
+struct Mount<'a> {
+    options: &'a str,
+    fs_type: &'a str,
+    super_options: &'a str,
+}
+
+impl Mount<'_> {
+    fn has(&self, flag: &str) -> bool {
+        let word = |list: &str| list.split(',').any(|w| w == flag);
+        word(self.options) || flag == "ro" && word(self.super_options)
+    }
+
+    fn show(&self) -> String {
+        format!("{} {}", self.fs_type, self.options)
+    }
+}
+
+fn parse(text: &str) -> HashMap<u64, Mount<'_>> {
+    let mut mounts = HashMap::with_capacity(32);
+    for line in text.lines() {
+        let Some((before, after)) = line.split_once(" - ") else {
+            continue;
+        };
+        let mut words = before.split(' ');
+        let id = words.next().and_then(|w| w.parse().ok());
+        let options = words.nth(4);
+        let mut rest = after.split(' ');
+        if let (Some(id), Some(options), Some(fs_type), Some(super_options)) =
+            (id, options, rest.next(), rest.nth(1))
+        {
+            mounts.insert(
+                id,
+                Mount {
+                    options,
+                    fs_type,
+                    super_options,
+                },
+            );
+        }
+    }
+    mounts
+}
+
+/// What statx says of one path.
+struct Place {
+    mount: u64,
+    mount_root: bool,
+    directory: bool,
+    null: bool,
+}
+
+fn place(fd: impl AsFd) -> io::Result<Place> {
+    const ASKED: u32 = libc::STATX_TYPE | libc::STATX_MODE | libc::STATX_MNT_ID;
+    // SAFETY: all-zero bytes are a valid statx.
+    let mut out: libc::statx = unsafe { std::mem::zeroed() };
+    // SAFETY: an open descriptor, an empty C string, a writable statx.
+    let answer = unsafe {
+        libc::statx(
+            fd.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC,
+            ASKED,
+            &mut out,
+        )
+    };
+    if answer != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if out.stx_mask & libc::STATX_MNT_ID == 0 {
+        return Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "statx gives no mount id (Linux 5.8 or later is needed)",
+        ));
+    }
+    let kind = u32::from(out.stx_mode) & libc::S_IFMT;
+    Ok(Place {
+        mount: out.stx_mnt_id,
+        mount_root: out.stx_attributes & libc::STATX_ATTR_MOUNT_ROOT as u64 != 0,
+        directory: kind == libc::S_IFDIR,
+        null: kind == libc::S_IFCHR && (out.stx_rdev_major, out.stx_rdev_minor) == (1, 3),
+    })
+}
+
+/// `Ok(None)`: there is no such path.
+fn find(root: &OwnedFd, path: &str) -> io::Result<Option<Place>> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    match openat2(root, path, how) {
+        Ok(fd) => place(fd).map(Some),
+        Err(nix::errno::Errno::ENOENT | nix::errno::Errno::ENOTDIR) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Root flags, mounts, masked and read-only paths.
+pub(super) fn facts(facts: &mut Facts, promise: &Promise, process: &Process) {
+    let nothing = promise.root_flags.is_empty() && promise.mounts.is_empty();
+    if nothing && promise.masked_paths.is_empty() && promise.readonly_paths.is_empty() {
+        return;
+    }
+    let source = process.source("mountinfo");
+    let text = match process.read("mountinfo") {
+        Ok(text) => text,
+        Err(e) => return facts.unreadable("mounts", "readable", source, &e),
+    };
+    let mounts = parse(&text);
+    let root = match process.root() {
+        Ok(root) => root,
+        Err(e) => return facts.unreadable("mounts", "readable", process.source("root"), &e),
+    };
+    if !promise.root_flags.is_empty() {
+        let promised = promise.root_flags.join(",");
+        match place(&root).map(|p| mounts.get(&p.mount)) {
+            Ok(Some(mount)) => {
+                let holds = promise.root_flags.iter().all(|f| mount.has(f));
+                facts.add("mount.root", promised, mount.show(), source.clone(), holds);
+            }
+            Ok(None) => facts.add("mount.root", promised, "not in mountinfo", source.clone(), false),
+            Err(e) => facts.unreadable("mount.root", promised, source.clone(), &e),
+        }
+    }
+    for mount in &promise.mounts {
+        one(facts, mount, &root, &mounts, &source);
+    }
+    hidden(facts, "paths.masked", &promise.masked_paths, &source, |path| {
+        Ok(match find(&root, path)? {
+            None => None,
+            Some(place) if place.null => None,
+            Some(place) => {
+                let mount = mounts.get(&place.mount);
+                let empty = place.directory
+                    && place.mount_root
+                    && mount.is_some_and(|m| m.fs_type == "tmpfs" && m.has("ro"));
+                (!empty).then(|| mount.map_or_else(|| "no mount".to_owned(), Mount::show))
+            }
+        })
+    });
+    hidden(
+        facts,
+        "paths.readonly",
+        &promise.readonly_paths,
+        &source,
+        |path| {
+            Ok(match find(&root, path)? {
+                None => None,
+                Some(place) => match mounts.get(&place.mount) {
+                    Some(mount) if mount.has("ro") => None,
+                    other => Some(other.map_or_else(|| "no mount".to_owned(), Mount::show)),
+                },
+            })
+        },
+    );
+}
+
+fn one(
+    facts: &mut Facts,
+    promise: &MountPromise,
+    root: &OwnedFd,
+    mounts: &HashMap<u64, Mount<'_>>,
+    source: &str,
+) {
+    let name = format!("mount.{}", promise.destination);
+    let mut promised = promise.fs_type.clone().unwrap_or_else(|| "mounted".into());
+    if !promise.flags.is_empty() {
+        promised = format!("{promised} {}", promise.flags.join(","));
+    }
+    match find(root, &promise.destination) {
+        Ok(Some(place)) => {
+            let mount = mounts.get(&place.mount);
+            let holds = place.mount_root
+                && mount.is_some_and(|m| {
+                    promise.fs_type.as_deref().is_none_or(|t| t == m.fs_type)
+                        && promise.flags.iter().all(|f| m.has(f))
+                });
+            let actual = match (mount, place.mount_root) {
+                (Some(mount), true) => mount.show(),
+                (Some(mount), false) => format!("not a mount point, lies on {}", mount.show()),
+                (None, _) => "not in mountinfo".into(),
+            };
+            facts.add(name, promised, actual, source, holds);
+        }
+        Ok(None) => facts.add(name, promised, "absent", source, false),
+        Err(e) => facts.unreadable(name, promised, source, &e),
+    }
+}
+
+/// One fact for a list of paths; `open` says what is wrong with one.
+fn hidden(
+    facts: &mut Facts,
+    name: &str,
+    paths: &[String],
+    source: &str,
+    open: impl Fn(&str) -> io::Result<Option<String>>,
+) {
+    if paths.is_empty() {
+        return;
+    }
+    let mut wrong = String::new();
+    for path in paths {
+        let found = open(path).unwrap_or_else(|e| Some(format!("unreadable: {e}")));
+        if let Some(found) = found {
+            wrong.push_str(&format!(
+                "{}{path} ({found})",
+                if wrong.is_empty() { "" } else { ", " }
+            ));
+        }
+    }
+    let count = format!("{} paths", paths.len());
+    let holds = wrong.is_empty();
+    facts.add(
+        name,
+        count.clone(),
+        if holds { count } else { format!("open: {wrong}") },
+        source,
+        holds,
+    );
+}

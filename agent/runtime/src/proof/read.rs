@@ -1,0 +1,400 @@
+//! Reading the actual values: the kernel is asked, never the configuration.
+//!
+//! Which facts at which stage: an armed container waits before the last steps of its set-up, so its ids, capabilities,
+//! no_new_privs, seccomp, limits, label, policy and executable are judged only at the exec stop and later; all the
+//! rest is judged at every stage. Listing all threads of the node (isolation) is left to the running proof, unless
+//! isolation is promised.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use berth_rt::cgroup::Cgroup;
+use berth_rt::partition::{Isolation, isolation};
+use thiserror::Error;
+
+use super::facts::{Facts, limit, maps};
+use super::procfs::{Process, id_map, rlimit, start_time};
+use super::{IdMap, IsolationPromise, NamespacePromise, Promise, Proof, Stage, mounts, threads};
+
+/// Where the kernel's answers are read.
+#[derive(Debug, Clone, Copy)]
+pub struct Where<'a> {
+    /// A procfs mount in which the pid has its meaning: `/proc`.
+    pub proc_root: &'a Path,
+    /// The container's cgroup, for the device rules and the isolation. Without it those facts do not hold.
+    pub cgroup: Option<&'a Cgroup>,
+}
+
+/// Why there is no proof at all.
+#[derive(Debug, Error)]
+pub enum ProofError {
+    /// There is no such process (any more).
+    #[error("process {pid} cannot be read: {source}")]
+    Process {
+        /// The process.
+        pid: i32,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// Facts from anything but procfs are worth nothing.
+    #[error("{} is not a procfs", path.display())]
+    NotProcfs {
+        /// The folder that should be one.
+        path: PathBuf,
+    },
+}
+
+impl ProofError {
+    /// The setting to change.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Process { source, .. } if source.raw_os_error() == Some(libc::EACCES) => {
+                Some("mount /proc without hidepid for the agent, or give CAP_SYS_PTRACE".into())
+            }
+            Self::Process { .. } => None,
+            Self::NotProcfs { .. } => Some("mount procfs there".into()),
+        }
+    }
+}
+
+/// Every fact of `promise`, at one read of each file.
+pub fn read(promise: &Promise, pid: i32, stage: Stage, place: &Where<'_>) -> Result<Proof, ProofError> {
+    let process = open(pid, place)?;
+    let mut facts = Facts {
+        list: Vec::with_capacity(48),
+    };
+    cgroups(&mut facts, promise, &process);
+    threads::facts(&mut facts, promise, &process, stage);
+    namespaces(&mut facts, promise, &process, place.proc_root);
+    id_maps(&mut facts, promise, &process);
+    mounts::facts(&mut facts, promise, &process);
+    devices(&mut facts, promise, place);
+    identity(&mut facts, promise, &process, stage, place.proc_root);
+    if stage != Stage::Armed {
+        final_values(&mut facts, promise, &process);
+    }
+    isolated(&mut facts, promise, stage, place);
+    Ok(proof(pid, stage, facts))
+}
+
+/// The facts that move on their own while a container runs (cgroup, threads, policy, limits of the cgroup), for a
+/// monitor that asks every few seconds. Namespaces, mounts and maps need privileges the workload does not have.
+pub fn read_cheap(promise: &Promise, pid: i32, place: &Where<'_>) -> Result<Proof, ProofError> {
+    let process = open(pid, place)?;
+    let mut facts = Facts {
+        list: Vec::with_capacity(24),
+    };
+    cgroups(&mut facts, promise, &process);
+    threads::facts(&mut facts, promise, &process, Stage::Running);
+    identity(&mut facts, promise, &process, Stage::Running, place.proc_root);
+    devices(&mut facts, promise, place);
+    Ok(proof(pid, Stage::Running, facts))
+}
+
+fn open(pid: i32, place: &Where<'_>) -> Result<Process, ProofError> {
+    Process::open(place.proc_root, pid)
+        .map_err(|source| ProofError::Process { pid, source })?
+        .ok_or_else(|| ProofError::NotProcfs {
+            path: place.proc_root.into(),
+        })
+}
+
+fn proof(pid: i32, stage: Stage, facts: Facts) -> Proof {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Proof {
+        pid,
+        stage,
+        at: since.as_nanos() as u64,
+        facts: facts.list,
+    }
+}
+
+fn cgroups(facts: &mut Facts, promise: &Promise, process: &Process) {
+    if !promise.cgroups.is_empty() {
+        let source = process.source("cgroup");
+        match process.read("cgroup") {
+            Err(e) => facts.unreadable("cgroup", "readable", source, &e),
+            Ok(text) => {
+                for (controller, promised) in &promise.cgroups {
+                    let controller = if controller == "unified" { "" } else { controller };
+                    let name = format!(
+                        "cgroup.{}",
+                        if controller.is_empty() {
+                            "unified"
+                        } else {
+                            controller
+                        }
+                    );
+                    let actual = cgroup_path(&text, controller);
+                    let holds = actual == Some(promised);
+                    facts.add(
+                        name,
+                        promised,
+                        actual.unwrap_or("no such controller"),
+                        source.as_str(),
+                        holds,
+                    );
+                }
+            }
+        }
+    }
+    for file in &promise.cgroup_files {
+        let source = file.path.display().to_string();
+        let name = file
+            .path
+            .file_name()
+            .map_or_else(|| source.clone(), |n| n.to_string_lossy().into_owned());
+        match std::fs::read_to_string(&file.path) {
+            Ok(text) => facts.equal(&name, &file.value.trim_end(), &text.trim_end(), &source),
+            Err(e) => facts.unreadable(name, &file.value, source, &e),
+        }
+    }
+}
+
+/// The path of one controller in /proc/PID/cgroup; the empty name is version 2.
+fn cgroup_path<'a>(text: &'a str, controller: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| {
+        let (_, rest) = line.split_once(':')?;
+        let (list, path) = rest.split_once(':')?;
+        list.split(',').any(|c| c == controller).then_some(path)
+    })
+}
+
+fn namespaces(facts: &mut Facts, promise: &Promise, process: &Process, proc_root: &Path) {
+    for (kind, promised) in &promise.namespaces {
+        let file = format!("ns/{}", kind.as_str());
+        let (name, source) = (format!("namespace.{}", kind.as_str()), process.source(&file));
+        let actual = match process.link(&file) {
+            Ok(actual) => actual,
+            Err(e) => {
+                facts.unreadable(name, format!("{promised:?}"), source, &e);
+                continue;
+            }
+        };
+        let host = std::fs::read_link(proc_root.join("self").join(&file));
+        let host = host.map(|h| h.to_string_lossy().into_owned());
+        let (words, holds) = match (promised, &host) {
+            (NamespacePromise::Joined { inode }, _) => {
+                let words = format!("{}:[{inode}]", kind.as_str());
+                let holds = words == actual;
+                (words, holds)
+            }
+            (_, Err(e)) => {
+                facts.unreadable(
+                    name,
+                    "known host namespace",
+                    format!("{}/self/{file}", proc_root.display()),
+                    e,
+                );
+                continue;
+            }
+            (NamespacePromise::New, Ok(host)) => (format!("not the host's {host}"), *host != actual),
+            (NamespacePromise::Host, Ok(host)) => (host.clone(), *host == actual),
+        };
+        facts.add(name, words, actual, source, holds);
+    }
+}
+
+fn id_maps(facts: &mut Facts, promise: &Promise, process: &Process) {
+    for (name, promised) in [("uid_map", &promise.uid_map), ("gid_map", &promise.gid_map)] {
+        let Some(promised) = promised else { continue };
+        let source = process.source(name);
+        let mut promised: Vec<IdMap> = promised.clone();
+        promised.sort_unstable();
+        match process.read(name).map(|text| id_map(&text).ok_or(text)) {
+            Ok(Ok(actual)) => facts.add(name, maps(&promised), maps(&actual), source, promised == actual),
+            Ok(Err(text)) => facts.add(name, maps(&promised), text, source, false),
+            Err(e) => facts.unreadable(name, maps(&promised), source, &e),
+        }
+    }
+}
+
+/// Rules in the words of devices.list, one for each device, access letters in the order r, w, m.
+fn device_words<'a>(words: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let mut merged: std::collections::BTreeMap<String, String> = std::collections::BTreeMap::new();
+    for line in words {
+        let (device, access) = line.rsplit_once(' ').unwrap_or((line, ""));
+        merged.entry(device.to_owned()).or_default().push_str(access);
+    }
+    merged
+        .into_iter()
+        .map(|(device, access)| {
+            let access: String = "rwm".chars().filter(|c| access.contains(*c)).collect();
+            format!("{device} {access}")
+        })
+        .collect()
+}
+
+fn devices(facts: &mut Facts, promise: &Promise, place: &Where<'_>) {
+    let Some(promised) = &promise.devices else { return };
+    let promised = device_words(promised.iter().map(String::as_str));
+    let show = |words: &[String]| {
+        if words.is_empty() {
+            "none".to_owned()
+        } else {
+            words.join(", ")
+        }
+    };
+    let source = "device rules of the cgroup";
+    let Some(cgroup) = place.cgroup else {
+        return facts.unreadable("devices", show(&promised), source, &"the cgroup is not known");
+    };
+    match cgroup.device_rules() {
+        Ok(rules) => {
+            let words = rules.rules.iter().map(|rule| {
+                let word = rule.to_string();
+                word.strip_prefix("allow ").map_or(word.clone(), str::to_owned)
+            });
+            let all = rules.default_allow.then(|| "a *:* rwm".to_owned());
+            let words: Vec<String> = all.into_iter().chain(words).collect();
+            let actual = device_words(words.iter().map(String::as_str));
+            facts.add(
+                "devices",
+                show(&promised),
+                show(&actual),
+                source,
+                promised == actual,
+            );
+        }
+        Err(e) => facts.unreadable("devices", show(&promised), source, &e),
+    }
+}
+
+fn identity(facts: &mut Facts, promise: &Promise, process: &Process, stage: Stage, proc_root: &Path) {
+    if let Some(promised) = promise.start_time {
+        let source = process.source("stat");
+        match process.read("stat").map(|text| start_time(&text)) {
+            Ok(Some(actual)) => facts.equal("start_time", &promised, &actual, &source),
+            Ok(None) => facts.add("start_time", promised.to_string(), "malformed", source, false),
+            Err(e) => facts.unreadable("start_time", promised.to_string(), source, &e),
+        }
+    }
+    if promise.foreign_executable && stage != Stage::Armed {
+        let source = process.source("exe");
+        let own = nix::sys::stat::stat(&proc_root.join("self/exe"));
+        match (process.stat("exe"), own) {
+            (Ok(file), Ok(own)) => {
+                let other = (file.dev, file.ino) != (own.st_dev, own.st_ino);
+                let actual = if other { "another file" } else { "berth" };
+                facts.add("executable", "not berth", actual, source, other);
+            }
+            (Err(e), _) => facts.unreadable("executable", "not berth", source, &e),
+            (_, Err(e)) => facts.unreadable("executable", "not berth", source, &e),
+        }
+    }
+}
+
+fn final_values(facts: &mut Facts, promise: &Promise, process: &Process) {
+    if let Some(promised) = promise.timer_slack_ns {
+        let source = process.source("timerslack_ns");
+        let realtime = promise.scheduler.as_ref().is_some_and(|s| s.is_realtime());
+        let words = if realtime {
+            format!("{promised} (0 under a real-time policy)")
+        } else {
+            promised.to_string()
+        };
+        match process.read("timerslack_ns") {
+            Ok(text) => {
+                let actual = text.trim();
+                let holds = actual.parse() == Ok(promised) || realtime && actual == "0";
+                facts.add("timer_slack", words, actual, source, holds);
+            }
+            Err(e) => facts.unreadable("timer_slack", words, source, &e),
+        }
+    }
+    if !promise.rlimits.is_empty() {
+        let source = process.source("limits");
+        match process.read("limits") {
+            Err(e) => facts.unreadable("rlimits", "readable", source, &e),
+            Ok(text) => {
+                for (name, promised) in &promise.rlimits {
+                    let show = |soft, hard| format!("{}:{}", limit(soft), limit(hard));
+                    let actual = rlimit(&text, name);
+                    let words = actual.map_or_else(|| "no such limit".to_owned(), |(s, h)| show(s, h));
+                    let holds = actual == Some((promised.soft, promised.hard));
+                    facts.add(
+                        name,
+                        show(promised.soft, promised.hard),
+                        words,
+                        source.as_str(),
+                        holds,
+                    );
+                }
+            }
+        }
+    }
+    if let Some(promised) = &promise.lsm_label {
+        text(facts, process, "lsm.label", "attr/current", promised, |actual| {
+            actual == promised
+        });
+    }
+    if let Some(promised) = promise.oom_score_adj {
+        let words = promised.to_string();
+        text(
+            facts,
+            process,
+            "oom_score_adj",
+            "oom_score_adj",
+            &words,
+            |actual| actual.parse() == Ok(promised),
+        );
+    }
+    if let Some(promised) = promise.personality {
+        let holds = |actual: &str| u32::from_str_radix(actual, 16) == Ok(promised);
+        text(
+            facts,
+            process,
+            "personality",
+            "personality",
+            &format!("{promised:08x}"),
+            holds,
+        );
+    }
+}
+
+fn text(
+    facts: &mut Facts,
+    process: &Process,
+    name: &str,
+    file: &str,
+    promised: &str,
+    holds: impl Fn(&str) -> bool,
+) {
+    let source = process.source(file);
+    match process.read(file) {
+        Ok(actual) => {
+            let actual = actual.trim_end_matches(['\0', '\n', ' ']);
+            facts.add(name, promised, actual, source, holds(actual));
+        }
+        Err(e) => facts.unreadable(name, promised, source, &e),
+    }
+}
+
+fn isolated(facts: &mut Facts, promise: &Promise, stage: Stage, place: &Where<'_>) {
+    let must = promise.isolation == IsolationPromise::Isolated;
+    if !must && (promise.isolation == IsolationPromise::None || stage != Stage::Running) {
+        return;
+    }
+    let promised = if must { "isolated" } else { "reported" };
+    let source = "cpuset partition, Cpus_allowed of every thread";
+    let (Some(cpus), Some(cgroup)) = (&promise.cpus, place.cgroup) else {
+        return facts.unreadable(
+            "cpus.isolation",
+            promised,
+            source,
+            &"the cgroup or its CPUs are not known",
+        );
+    };
+    let own: std::collections::HashSet<i32> = match cgroup.procs() {
+        Ok(pids) => pids.into_iter().collect(),
+        Err(e) => return facts.unreadable("cpus.isolation", promised, source, &e),
+    };
+    match isolation(cgroup, cpus, place.proc_root, &|pid| own.contains(&pid)) {
+        Ok(actual) => {
+            let holds = !must || matches!(actual, Isolation::Isolated { .. });
+            facts.add("cpus.isolation", promised, actual.to_string(), source, holds);
+        }
+        Err(e) => facts.unreadable("cpus.isolation", promised, source, &e),
+    }
+}
