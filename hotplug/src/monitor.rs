@@ -134,6 +134,8 @@ pub struct Monitor {
     sys_root: Arc<Path>,
     counters: Counters,
     last_malformed: Option<EventError>,
+    /// Events up to this number are older than the last enumeration.
+    stale: u64,
 }
 
 enum Inner {
@@ -161,6 +163,7 @@ impl Monitor {
             sys_root: Path::new(SYS_ROOT).into(),
             counters: Counters::default(),
             last_malformed: None,
+            stale: 0,
         };
         let fd = monitor.as_fd();
         if socket::setsockopt(&fd, sockopt::RcvBufForce, &receive_buffer).is_err() {
@@ -183,6 +186,7 @@ impl Monitor {
             sys_root: Path::new(SYS_ROOT).into(),
             counters: Counters::default(),
             last_malformed: None,
+            stale: 0,
         }
     }
 
@@ -225,6 +229,7 @@ impl Monitor {
                 Inner::Udev(socket) => receive_udev(socket, &self.sys_root),
             };
             match received {
+                Received::Event(event) if event.seqnum <= self.stale && event.seqnum > 0 => {}
                 Received::Event(event) => {
                     self.counters.events += 1;
                     return Ok(Some(*event));
@@ -246,15 +251,24 @@ impl Monitor {
     }
 
     /// Throws away what is in the buffer, further overflows included; call it before the enumeration that
-    /// follows an overflow. Stops at the first event that is younger than this call, so that a storm cannot
-    /// hold the caller. Returns how many messages went.
+    /// follows an overflow. From the kernel at most `limit` messages are read now, so that a storm cannot hold
+    /// the caller; what is older than this call and still comes is thrown away by [`Monitor::next`]. Returns how
+    /// many messages went.
+    ///
+    /// That is safe because the kernel takes a device's links and `uevent` file away before it sends `remove`,
+    /// and udevd writes its database before it sends anything.
     ///
     /// # Errors
     /// [`MonitorError::Socket`].
-    pub fn drain(&mut self) -> Result<usize, MonitorError> {
-        let newest = newest_seqnum(&self.sys_root);
+    pub fn drain(&mut self, limit: usize) -> Result<usize, MonitorError> {
+        let (newest, limit) = match self.source() {
+            // udevd may still be busy with older numbers: only what it has sent is stale. It sends slower than
+            // this reads.
+            Source::Udev => (None, usize::MAX),
+            _ => (newest_seqnum(&self.sys_root), limit),
+        };
         let mut dropped = 0;
-        loop {
+        while dropped < limit {
             match self.next() {
                 Ok(None) => break,
                 Ok(Some(event)) => {
@@ -267,6 +281,7 @@ impl Monitor {
                 Err(error) => return Err(error),
             }
         }
+        self.stale = newest.unwrap_or(0);
         Ok(dropped)
     }
 }

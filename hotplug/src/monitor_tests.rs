@@ -223,7 +223,7 @@ fn a_small_buffer_overflows_and_a_resync_heals() {
                 Ok(None) => break,
                 Err(MonitorError::Overflow) => {
                     overflows += 1;
-                    monitor.drain().unwrap();
+                    monitor.drain(usize::MAX).unwrap();
                     inventory.resync(net(), &[]);
                 }
                 Err(error) => panic!("{error}"),
@@ -238,6 +238,27 @@ fn a_small_buffer_overflows_and_a_resync_heals() {
         let mut told = apply(&mut monitor, &mut inventory);
         told.sort();
         assert_eq!(told, ["-bo20", "-bp20"]);
+    });
+}
+
+#[test]
+fn what_is_older_than_a_drain_is_not_told() {
+    in_namespace(|| {
+        let mut monitor = Monitor::open(Source::Kernel, RECEIVE_BUFFER).unwrap();
+        ip("link add bs0 type veth peer name bs1");
+        ip("link del bs0");
+        assert_eq!(monitor.drain(1).unwrap(), 1);
+        let mut inventory = Inventory::new();
+        inventory.resync(net(), &[]);
+        assert_eq!(
+            apply(&mut monitor, &mut inventory),
+            Vec::<String>::new(),
+            "the rest is stale"
+        );
+        ip("link add bs2 type veth peer name bs3");
+        let mut told = apply(&mut monitor, &mut inventory);
+        told.sort();
+        assert_eq!(told, ["+bs2", "+bs3"]);
     });
 }
 
@@ -352,6 +373,11 @@ fn udevd_events_and_their_loss() {
             "the loss was not noticed"
         );
         assert!(monitor.counters().overflows > 0);
+        send("add", 800, "");
+        assert_eq!(monitor.drain(0).unwrap(), 1, "of udevd all is read");
+        // Small numbers are not stale: udevd may have been busy.
+        send("add", 1, "");
+        assert_eq!(wait(&mut monitor, |_| true).seqnum, 1);
         send("add", 900, "");
         assert_eq!(wait(&mut monitor, |_| true).seqnum, 900);
         // Enumeration leaves out what udevd has not finished (it comes later), and has what its database has.
