@@ -1,4 +1,43 @@
 //! berth's OCI runtime as a library: OCI configuration and a few plain extensions in, a running process and its
-//! proof out. Single-threaded callers only: it clones.
+//! proof out.
+//!
+//! ```text
+//! Plan::prepare      checks, refusals by name, the recipe of the new process and the promise
+//! Plan::create       state folder, cgroup, clone3; the child sets itself up and waits       (create, child, rootfs, dev)
+//! Container::start   policy from outside, traced to the exec stop, proven, released         (start, proof)
+//! Container::…       signal, freeze, devices, interfaces, exec, delete                      (container, exec, net)
+//! oci::main          the OCI command line over all of it                                    (oci, state)
+//! ```
+//!
+//! Invariants: the caller has one thread (it clones without exec, and enters namespaces for a moment); no thread is
+//! ever started here; what is made is undone when a later step fails.
 
+mod child;
+mod container;
+mod create;
+mod dev;
+mod exec;
+pub mod fields;
+pub mod hooks;
+mod net;
+pub mod oci;
+mod options;
+mod plan;
 pub mod proof;
+mod recipe;
+mod report;
+mod rootfs;
+pub mod seccomp;
+mod start;
+pub mod state;
+mod sys;
+mod timing;
+
+pub use container::{Container, ContainerError, DeleteError, Device, OpenError};
+pub use create::{CreateCause, CreateError, Stdio};
+pub use exec::{Exec, ExecError, ExecRequest};
+pub use net::NetError;
+pub use options::OptionError;
+pub use plan::{Bundle, Context, Extensions, Hooks, Interface, Plan, PlanError, load};
+pub use report::Failure;
+pub use start::{ProveError, StartArgs, StartCause, StartError};

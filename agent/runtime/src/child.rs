@@ -1,0 +1,414 @@
+//! What the new process does between clone and exec.
+//!
+//! Invariants: nothing here returns into the caller's code: the process execs, or reports its failure and ends.
+//! The order: standard streams, session, keyring → user ids mapped → namespaces joined → names, loopback, sysctl →
+//! mounts → hooks → pivot_root → descriptors closed → limits, bounding set, user, capabilities → working directory
+//! → program found → label → no_new_privs → seccomp → wait for the start message → exec. After the filter only
+//! read, write, execve and exit_group are called.
+
+use std::convert::Infallible;
+use std::ffi::{CStr, CString, OsStr};
+use std::io::Write as _;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{AccessFlags, Gid, Uid, access, chdir, getcwd, setgroups, setresgid, setresuid, setsid};
+
+use crate::recipe::{Label, Process, Recipe};
+use crate::report::{self, Down, Failure, Step, Up};
+use crate::rootfs::{PROC_MAGIC, Rootfs};
+use crate::sys::process as sys;
+
+/// The child's ends.
+pub(crate) struct Ends<'a> {
+    /// The socket to the caller.
+    pub(crate) socket: BorrowedFd<'a>,
+    /// Standard input, output and error.
+    pub(crate) stdio: [RawFd; 3],
+    /// Opened namespaces to join: CLONE_NEW*, descriptor, path for messages.
+    pub(crate) join: &'a [(u64, OwnedFd, std::path::PathBuf)],
+    /// Start FIFO and failure FIFO, both read-write, for a container that outlives its creator.
+    pub(crate) fifos: Option<(RawFd, RawFd)>,
+    /// The JSON of the OCI state up to the pid, and after it, for hooks inside.
+    pub(crate) state: &'a crate::state::HookState,
+}
+
+/// Set up the container and exec; on failure report it and end.
+pub(crate) fn run(recipe: &Recipe, ends: &Ends<'_>) -> ! {
+    let Err(failure) = set_up(recipe, ends);
+    // The caller is gone if this fails: nobody is left to be told.
+    let _ = report::send_to(ends.socket, &Up::Failed(failure).encode());
+    sys::exit_now(1)
+}
+
+/// Wait for one message from the caller.
+fn expect(ends: &Ends<'_>, step: &str) -> Result<Down, Failure> {
+    let mut buffer = vec![0u8; report::LONGEST];
+    let bytes = report::receive(ends.socket, &mut buffer).step(step, "")?;
+    let bytes = bytes.ok_or_else(|| Failure::refused(step, "", "the runtime is gone"))?;
+    Down::decode(bytes).ok_or_else(|| Failure::refused(step, "", "unexpected message from the runtime"))
+}
+
+fn unexpected<T>(step: &str) -> Result<T, Failure> {
+    Err(Failure::refused(step, "", "the runtime sent the messages in another order"))
+}
+
+fn set_up(recipe: &Recipe, ends: &Ends<'_>) -> Result<Infallible, Failure> {
+    // While it is being made, a container must not outlive its maker.
+    sys::set_parent_death_signal(libc::SIGKILL).step("set parent death signal", "")?;
+    for (target, fd) in ends.stdio.iter().enumerate() {
+        sys::dup_onto(*fd, target as RawFd).step("standard streams", "")?;
+    }
+    setsid().step("setsid", "")?;
+    match sys::join_session_keyring(&format!("_berth.{}", recipe.id)) {
+        Ok(()) | Err(Errno::ENOSYS) => {} // a kernel without keyrings has nothing to share
+        Err(errno) => return Err(Failure::new("session keyring", &recipe.id, errno)),
+    }
+    umask(Mode::empty());
+    if recipe.new & libc::CLONE_NEWUSER as u64 != 0 {
+        match expect(ends, "map users")? {
+            Down::Mapped => become_root()?,
+            _ => return unexpected("map users"),
+        }
+    }
+    // The host's procfs, known to be one: a container's own /proc is not to be trusted with labels.
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let proc = nix::fcntl::open("/proc", flags, Mode::empty()).step("open", "/proc")?;
+    if crate::sys::mount::fs_magic(&proc).step("stat", "/proc")? != PROC_MAGIC {
+        return Err(Failure::refused("open", "/proc", "it is not a proc file system"));
+    }
+    for (kind, fd, path) in ends.join {
+        setns(fd, CloneFlags::from_bits_truncate(*kind as i32)).step("join namespace", path)?;
+    }
+    name_things(recipe, &proc)?;
+    let mut rootfs = Rootfs::begin(recipe)?;
+    rootfs.mounts()?;
+    rootfs.hide()?;
+    let cwd = &recipe.process.cwd;
+    if cwd != Path::new("/") {
+        let root = rootfs.root.as_fd();
+        let found = crate::sys::mount::open_below(root, cwd, libc::O_PATH, crate::sys::mount::Resolve::InRoot);
+        if matches!(found, Err(Errno::ENOENT)) {
+            crate::rootfs::make_path(root, cwd, true)?;
+        }
+    }
+    hooks_and_placement(recipe, ends)?;
+    rootfs.pivot()?;
+    if recipe.new & libc::CLONE_NEWCGROUP as u64 != 0 {
+        // Only now is this process where its root shall be.
+        unshare(CloneFlags::CLONE_NEWCGROUP).step("unshare", "cgroup namespace")?;
+    }
+    let label = recipe.process.label.as_ref().map(|l| open_label(&proc, l)).transpose()?;
+    // Capabilities, limits and user; the filter comes first where no_new_privs does not allow it later.
+    let mut filter = None;
+    if recipe.filtered {
+        match expect(ends, "seccomp")? {
+            Down::Filter(flags, program) => filter = Some((flags, program)),
+            _ => return unexpected("seccomp"),
+        }
+    }
+    let (wait, tell) = ends.fifos.unwrap_or((ends.socket.as_raw_fd(), ends.socket.as_raw_fd()));
+    let mut keep = vec![wait, tell, ends.socket.as_raw_fd()];
+    keep.extend(label.as_ref().map(|(fd, _)| fd.as_raw_fd()));
+    sys::close_all_but(&keep).step("close descriptors", "")?;
+    if let Some(domain) = recipe.personality {
+        sys::set_personality(domain).step("personality", "")?;
+    }
+    let process = &recipe.process;
+    if recipe.new & libc::CLONE_NEWUSER as u64 == 0 {
+        limit(process, None)?;
+    }
+    if !process.no_new_privs
+        && let Some((flags, program)) = filter.take()
+    {
+        sys::set_seccomp(&program, flags).step("seccomp", "")?;
+    }
+    credentials(process)?;
+    umask(Mode::from_bits_truncate(process.umask));
+    enter_cwd(&process.cwd)?;
+    sys::default_sigpipe().step("signal", "SIGPIPE")?;
+    sys::unblock_signals().step("signal mask", "")?;
+    if !recipe.die_with_parent && ends.fifos.is_some() {
+        sys::set_parent_death_signal(0).step("set parent death signal", "")?;
+    } else {
+        sys::set_parent_death_signal(libc::SIGKILL).step("set parent death signal", "")?;
+    }
+    if recipe.hooks_inside.is_empty() {
+        label.map_or(Ok(()), write_label)?;
+        restrict(process, filter)?;
+        wait_and_exec(recipe, ends, wait, tell)
+    } else {
+        // Hooks that run inside need more system calls than the filter may leave.
+        find_program(process)?;
+        ready(ends)?;
+        let start = wait_for_start(wait, tell);
+        let state = ends.state.at(nix::unistd::getpid().as_raw(), "created");
+        let outcome = crate::hooks::run("startContainer", &recipe.hooks_inside, &state)
+            .map_err(|e| Failure::refused("startContainer", "", &e.to_string()))
+            .and_then(|()| label.map_or(Ok(()), write_label))
+            .and_then(|()| restrict(process, filter));
+        match outcome {
+            Ok(()) => exec(process, start, tell),
+            Err(failure) => give_up(tell, &failure),
+        }
+    }
+}
+
+/// Host name, domain name, loopback, sysctl.
+fn name_things(recipe: &Recipe, proc: &OwnedFd) -> Result<(), Failure> {
+    if let Some(name) = &recipe.hostname {
+        nix::unistd::sethostname(name).step("sethostname", name)?;
+    }
+    if let Some(name) = &recipe.domainname {
+        sys::set_domain_name(name).step("setdomainname", name)?;
+    }
+    if recipe.new & libc::CLONE_NEWNET as u64 != 0 {
+        sys::loopback_up().step("bring up", "lo")?;
+    }
+    for (key, value) in &recipe.sysctl {
+        let path = Path::new("sys").join(key);
+        let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+        let file = nix::fcntl::openat(proc, &path, flags, Mode::empty()).step("sysctl", key)?;
+        std::fs::File::from(file).write_all(value.as_bytes()).step("sysctl", key)?;
+    }
+    Ok(())
+}
+
+pub(crate) fn become_root() -> Result<(), Failure> {
+    let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
+    setresgid(gid, gid, gid).step("become root of the user namespace", "linux.gidMappings")?;
+    setresuid(uid, uid, uid).step("become root of the user namespace", "linux.uidMappings")
+}
+
+/// Hooks outside and inside, and the word that the cgroup holds this process.
+fn hooks_and_placement(recipe: &Recipe, ends: &Ends<'_>) -> Result<(), Failure> {
+    match expect(ends, "cgroup")? {
+        Down::Placed(files) => {
+            for file in files {
+                let path = Path::new(OsStr::from_bytes(file.to_bytes()));
+                std::fs::write(path, "0").step("enter cgroup", path)?;
+            }
+        }
+        _ => return unexpected("cgroup"),
+    }
+    if recipe.hooks_outside || recipe.hooks_before_pivot {
+        report::send_to(ends.socket, &Up::Hooks.encode()).step("hooks", "")?;
+        let pid = match expect(ends, "hooks")? {
+            Down::HooksDone(pid) => pid,
+            _ => return unexpected("hooks"),
+        };
+        let state = ends.state.at(pid, "creating");
+        crate::hooks::run("createContainer", &recipe.create_container_hooks, &state)
+            .map_err(|e| Failure::refused("createContainer", "", &e.to_string()))?;
+    }
+    Ok(())
+}
+
+/// Apply the limits to this process, or from outside to another.
+pub(crate) fn limit(process: &Process, pid: Option<nix::unistd::Pid>) -> Result<(), Failure> {
+    for l in &process.rlimits {
+        sys::set_limit(pid, l.resource, l.soft, l.hard).step("set resource limit", &l.name)?;
+    }
+    Ok(())
+}
+
+/// Bounding set, groups, user, the other four sets.
+pub(crate) fn credentials(process: &Process) -> Result<(), Failure> {
+    let caps = process.capabilities;
+    for capability in 0..64u32 {
+        if caps.bounding & (1 << capability) != 0 {
+            continue;
+        }
+        match sys::in_bounding(capability) {
+            Err(Errno::EINVAL) => break, // past the kernel's last
+            Ok(false) => {}
+            Ok(true) => sys::drop_bounding(capability).step("drop bounding capability", capability.to_string())?,
+            Err(errno) => return Err(Failure::new("read bounding set", capability.to_string(), errno)),
+        }
+    }
+    let root = process.uid == 0;
+    if !root {
+        sys::set_keep_caps(true).step("keep capabilities", "")?;
+    }
+    let groups: Vec<Gid> = process.groups.iter().map(|g| Gid::from_raw(*g)).collect();
+    setgroups(&groups).step("setgroups", format!("{:?}", process.groups))?;
+    let (uid, gid) = (Uid::from_raw(process.uid), Gid::from_raw(process.gid));
+    setresgid(gid, gid, gid).step("setgid", process.gid.to_string())?;
+    setresuid(uid, uid, uid).step("setuid", process.uid.to_string())?;
+    if !root {
+        sys::set_keep_caps(false).step("keep capabilities", "")?;
+    }
+    sys::set_capabilities(caps.effective, caps.permitted, caps.inheritable)
+        .step("set capabilities", format!("{:#x}", caps.permitted))?;
+    sys::clear_ambient().step("clear ambient capabilities", "")?;
+    for capability in (0..64u32).filter(|c| caps.ambient & (1 << c) != 0) {
+        sys::raise_ambient(capability).step("set ambient capability", capability.to_string())?;
+    }
+    Ok(())
+}
+
+/// Enter the working directory and see that it lies inside the root.
+pub(crate) fn enter_cwd(cwd: &Path) -> Result<(), Failure> {
+    chdir(cwd).step("chdir", cwd)?;
+    let now = getcwd().step("chdir", cwd)?;
+    if !now.is_absolute() {
+        return Err(Failure::refused("chdir", cwd, "the working directory is outside the container"));
+    }
+    Ok(())
+}
+
+/// The file that takes the label of the next exec, opened through the host's procfs.
+pub(crate) fn open_label<'a>(proc: &OwnedFd, label: &'a Label) -> Result<(OwnedFd, &'a Label), Failure> {
+    let path = match label {
+        Label::Selinux(_) => "thread-self/attr/exec",
+        Label::Apparmor(_) => "thread-self/attr/apparmor/exec",
+    };
+    let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+    let fd = nix::fcntl::openat(proc, path, flags, Mode::empty()).step("open label file", path)?;
+    if crate::sys::mount::fs_magic(&fd).step("stat", path)? != PROC_MAGIC {
+        return Err(Failure::refused("open label file", path, "it is not on a proc file system"));
+    }
+    Ok((fd, label))
+}
+
+pub(crate) fn write_label((fd, label): (OwnedFd, &Label)) -> Result<(), Failure> {
+    let (text, field) = match label {
+        Label::Selinux(label) => (label.clone(), "process.selinuxLabel"),
+        Label::Apparmor(profile) => (format!("exec {profile}"), "process.apparmorProfile"),
+    };
+    match nix::unistd::write(&fd, text.as_bytes()).step("set label", field)? {
+        n if n == text.len() => Ok(()),
+        _ => Err(Failure::refused("set label", field, "it was written in part only")),
+    }
+}
+
+/// no_new_privs, then the filter.
+pub(crate) fn restrict(process: &Process, filter: Option<(u32, Vec<u8>)>) -> Result<(), Failure> {
+    if process.no_new_privs {
+        sys::set_no_new_privs().step("set no_new_privs", "")?;
+    }
+    if let Some((flags, program)) = filter {
+        sys::set_seccomp(&program, flags).step("seccomp", "")?;
+    }
+    Ok(())
+}
+
+fn ready(ends: &Ends<'_>) -> Result<(), Failure> {
+    // write(2) rather than send(2): the filter is in force.
+    let message = Up::Ready.encode();
+    nix::unistd::write(ends.socket, &message).step("report", "")?;
+    Ok(())
+}
+
+fn wait_and_exec(recipe: &Recipe, ends: &Ends<'_>, wait: RawFd, tell: RawFd) -> Result<Infallible, Failure> {
+    ready(ends)?;
+    let start = wait_for_start(wait, tell);
+    exec(&recipe.process, start, tell)
+}
+
+/// Blocks until the start message; ends the process when there will be none.
+fn wait_for_start(wait: RawFd, tell: RawFd) -> (Vec<CString>, Vec<CString>) {
+    let mut buffer = vec![0u8; report::LONGEST];
+    loop {
+        match crate::sys::process::read_raw(wait, &mut buffer) {
+            Err(Errno::EINTR) => {}
+            Err(errno) => give_up(tell, &Failure::new("wait for start", "", errno)),
+            Ok(0) => sys::exit_now(1), // the creator is gone
+            Ok(n) => match Down::decode(&buffer[..n]) {
+                Some(Down::Start { args, env }) => return (args, env),
+                _ => give_up(tell, &Failure::refused("wait for start", "", "unexpected message")),
+            },
+        }
+    }
+}
+
+fn give_up(tell: RawFd, failure: &Failure) -> ! {
+    let _ = crate::sys::process::write_raw(tell, &Up::Failed(failure.clone()).encode());
+    sys::exit_now(1)
+}
+
+/// The files that argv[0] may mean, in order: itself where it has a slash, else below each part of PATH.
+fn candidates(program: &CStr, env: &[CString]) -> Vec<CString> {
+    let program = program.to_bytes();
+    if program.contains(&b'/') {
+        return CString::new(program).into_iter().collect();
+    }
+    let path = env.iter().rev().find_map(|e| e.to_bytes().strip_prefix(b"PATH=")).unwrap_or(b"");
+    path.split(|b| *b == b':')
+        .map(|dir| if dir.is_empty() { &b"."[..] } else { dir })
+        .filter_map(|dir| CString::new([dir, b"/", program].concat()).ok())
+        .collect()
+}
+
+/// See at create time that there is something to execute.
+pub(crate) fn find_program(process: &Process) -> Result<(), Failure> {
+    let Some(program) = process.args.first() else {
+        return Err(Failure::refused("exec", "", "process.args is empty"));
+    };
+    let name = Path::new(OsStr::from_bytes(program.to_bytes()));
+    let mut worst = Errno::ENOENT;
+    for file in candidates(program, &process.env) {
+        let path = Path::new(OsStr::from_bytes(file.to_bytes()));
+        match access(path, AccessFlags::X_OK).and_then(|()| nix::sys::stat::stat(path)) {
+            Ok(stat) if crate::rootfs::is_dir(&stat) => worst = Errno::EACCES,
+            Ok(_) => return Ok(()),
+            Err(Errno::ENOENT | Errno::ENOTDIR) => {}
+            Err(errno) => worst = errno,
+        }
+    }
+    let mut failure = Failure::new("executable file", name, worst);
+    if !program.to_bytes().contains(&b'/') {
+        failure.detail = "not found in $PATH".to_owned();
+    }
+    Err(failure)
+}
+
+/// exec; on failure say so and end.
+fn exec(process: &Process, start: (Vec<CString>, Vec<CString>), tell: RawFd) -> ! {
+    let (args, more) = start;
+    let args = if args.is_empty() { &process.args } else { &args };
+    let mut env = Vec::with_capacity(process.env.len() + more.len());
+    // A name that comes again replaces the earlier one.
+    let name = |pair: &CString| pair.to_bytes().split(|b| *b == b'=').next().map(<[u8]>::to_vec);
+    let replaced: Vec<_> = more.iter().map(name).collect();
+    env.extend(process.env.iter().filter(|e| more.is_empty() || !replaced.contains(&name(e))).cloned());
+    env.extend(more);
+    give_up(tell, &exec_first(args, &env))
+}
+
+/// Try every candidate; returns the failure that says most.
+pub(crate) fn exec_first(args: &[CString], env: &[CString]) -> Failure {
+    let Some(program) = args.first() else {
+        return Failure::refused("exec", "", "process.args is empty");
+    };
+    let (argv, envp) = (sys::pointers(args), sys::pointers(env));
+    let mut worst = Errno::ENOENT;
+    for file in candidates(program, env) {
+        match sys::exec(&file, &argv, &envp) {
+            Errno::ENOENT | Errno::ENOTDIR => {}
+            errno => worst = errno,
+        }
+    }
+    Failure::new("exec", OsStr::from_bytes(program.to_bytes()), worst)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn c(words: &[&str]) -> Vec<CString> {
+        words.iter().map(|w| CString::new(*w).unwrap()).collect()
+    }
+
+    #[test]
+    fn where_a_program_is_looked_for() {
+        assert_eq!(candidates(c"bin/x", &c(&["PATH=/a"])), c(&["bin/x"]));
+        assert_eq!(candidates(c"x", &c(&["PATH=/a", "PATH=/b::/c"])), c(&["/b/x", "./x", "/c/x"]));
+        assert_eq!(candidates(c"x", &c(&["A=1"])), c(&["./x"]));
+    }
+}

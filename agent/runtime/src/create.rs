@@ -1,0 +1,497 @@
+//! The caller's half of making a container: state folder, cgroup, clone, id maps, interfaces, filter.
+//!
+//! Invariants: what was made is undone when a later step fails, in reverse order, and what could not be undone is
+//! named in the error; the caller's timer slack, namespaces and signal mask are afterwards what they were before.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use berth_rt::cgroup::{ApplyError, AttachError, Cgroup, FileError, Wanted};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sched::{CloneFlags, setns};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::stat::Mode;
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::unistd::{Pid, mkfifo};
+use thiserror::Error;
+
+use crate::child;
+use crate::container::{Channel, Container};
+use crate::hooks::{self, HookError};
+use crate::net::{self, NetError};
+use crate::plan::Plan;
+use crate::report::{self, Down, Failure, Up};
+use crate::seccomp;
+use crate::state::{self, Record};
+use crate::sys::process::{self as sys, CloneArgs, Cloned};
+use crate::timing::Timing;
+
+/// The container's standard streams.
+#[derive(Debug)]
+pub struct Stdio {
+    /// Standard input.
+    pub stdin: OwnedFd,
+    /// Standard output.
+    pub stdout: OwnedFd,
+    /// Standard error.
+    pub stderr: OwnedFd,
+}
+
+/// A container that was not made.
+#[derive(Debug, Error)]
+#[error("{cause}{}", crate::container::remains(left))]
+pub struct CreateError {
+    /// Why.
+    #[source]
+    pub cause: CreateCause,
+    /// What could not be undone.
+    pub left: Vec<String>,
+}
+
+impl CreateError {
+    /// The setting to change, where the environment is at fault.
+    pub fn hint(&self) -> Option<String> {
+        self.cause.hint()
+    }
+}
+
+/// Why a container was not made.
+#[derive(Debug, Error)]
+pub enum CreateCause {
+    /// The id is in use.
+    #[error("container `{0}` exists already")]
+    Exists(String),
+    /// A file of the state folder or of procfs.
+    #[error("cannot {what} `{path}`: {source}")]
+    File {
+        /// What was tried.
+        what: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The cgroup could not be made.
+    #[error("cgroup: {0}")]
+    Cgroup(#[from] berth_rt::cgroup::CreateError),
+    /// A resource could not be limited.
+    #[error("resources: {0}")]
+    Apply(#[from] ApplyError),
+    /// The process could not enter the cgroup.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// A file of the cgroup.
+    #[error(transparent)]
+    CgroupFile(#[from] FileError),
+    /// A system call of the caller's side.
+    #[error("{what}: {}", errno.desc())]
+    Call {
+        /// What was tried.
+        what: &'static str,
+        /// The kernel's answer.
+        errno: Errno,
+    },
+    /// A step inside the new process.
+    #[error(transparent)]
+    Inside(#[from] Failure),
+    /// The new process ended without a word.
+    #[error("the new process ended before it was ready: {0}")]
+    Died(String),
+    /// The seccomp section.
+    #[error(transparent)]
+    Seccomp(#[from] seccomp::SeccompError),
+    /// A hook.
+    #[error(transparent)]
+    Hook(#[from] HookError),
+    /// A network interface.
+    #[error(transparent)]
+    Net(#[from] NetError),
+}
+
+impl CreateCause {
+    fn call(what: &'static str) -> impl FnOnce(Errno) -> Self {
+        move |errno| Self::Call { what, errno }
+    }
+
+    fn file(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::File { what, path: path.to_owned(), source }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Exists(id) => Some(format!("delete container {id} first, or choose another id")),
+            Self::Cgroup(source) => source.hint(),
+            Self::Apply(source) => source.hint(),
+            Self::Attach(source) => source.hint(),
+            Self::Seccomp(source) => source.hint(),
+            Self::Net(source) => source.hint(),
+            Self::Inside(failure) => failure.hint(),
+            Self::Call { what: "clone", errno: Errno::EPERM } => Some("run as root with CAP_SYS_ADMIN".into()),
+            Self::Call { what: "clone", errno: Errno::ENOSPC | Errno::EUSERS } => {
+                Some("raise the namespace limits in /proc/sys/user/max_*_namespaces".into())
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Failure {
+    /// The setting to change, where there is one.
+    pub fn hint(&self) -> Option<String> {
+        Some(match (self.step.as_str(), self.errno) {
+            ("set resource limit", Errno::EPERM) => {
+                format!("the runtime needs CAP_SYS_RESOURCE to raise {}, or ask for no more than its own hard limit", self.path.display())
+            }
+            ("executable file" | "exec", Errno::ENOENT) => "correct process.args or process.env PATH".into(),
+            ("executable file" | "exec", Errno::EACCES) => "make the file executable, on a mount without noexec".into(),
+            ("exec", Errno::ENOEXEC) => "build the image for this node's architecture".into(),
+            ("root file system", _) => "build the image with plain directories at /dev, /proc and /sys".into(),
+            ("bind" | "open root file system", Errno::ENOENT) => "correct the path in the configuration".into(),
+            ("seccomp", Errno::EINVAL) => "the kernel needs CONFIG_SECCOMP_FILTER and every flag of linux.seccomp.flags".into(),
+            ("setgroups" | "setgid" | "setuid", Errno::EINVAL) => "map the id in linux.uidMappings and linux.gidMappings".into(),
+            _ => return None,
+        })
+    }
+}
+
+/// What has been made so far.
+struct Made {
+    state_dir: PathBuf,
+    cgroup: Option<Cgroup>,
+    child: Option<(Pid, OwnedFd)>,
+}
+
+impl Made {
+    /// Undo everything; returns what stays behind.
+    fn undo(self) -> Vec<String> {
+        let mut left = Vec::new();
+        if let Some((pid, pidfd)) = &self.child {
+            match sys::pidfd_signal(pidfd.as_fd(), libc::SIGKILL) {
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(errno) => left.push(format!("process {pid}: {}", errno.desc())),
+            }
+            let _ = waitid(Id::PIDFd(pidfd.as_fd()), WaitPidFlag::WEXITED); // ECHILD: it has been waited for
+        }
+        if let Some(cgroup) = &self.cgroup {
+            if let Err(e) = cgroup.kill() {
+                left.push(e.to_string());
+            }
+            if let Err(e) = cgroup.remove() {
+                left.push(e.to_string());
+            }
+        }
+        if let Err(e) = fs::remove_dir_all(&self.state_dir) {
+            left.push(format!("{}: {e}", self.state_dir.display()));
+        }
+        left
+    }
+}
+
+impl Plan {
+    /// Make the container: everything up to "waiting before exec". On an error everything is undone.
+    ///
+    /// # Errors
+    /// [`CreateError`] with the step that failed, the path and the kernel's answer.
+    pub fn create(self, stdio: Stdio) -> Result<Container, CreateError> {
+        let mut timing = Timing::begin();
+        let state_dir = self.state_dir.clone();
+        reserve(&self.id, &state_dir).map_err(|cause| CreateError { cause, left: Vec::new() })?;
+        let mut made = Made { state_dir, cgroup: None, child: None };
+        match self.make(stdio, &mut made, &mut timing) {
+            Ok(container) => Ok(container),
+            Err(cause) => Err(CreateError { cause, left: made.undo() }),
+        }
+    }
+
+    fn make(mut self, stdio: Stdio, made: &mut Made, timing: &mut Timing) -> Result<Container, CreateCause> {
+        let dir = made.state_dir.clone();
+        fs::write(dir.join(state::CGROUP), &self.cgroup).map_err(CreateCause::file("write", &dir))?;
+        let fifos = self.detached.then(|| make_fifos(&dir)).transpose()?;
+        timing.mark("state");
+        // v1 groups are made while the child mounts; v2 groups must be there for CLONE_INTO_CGROUP.
+        let own_users = self.recipe.new & libc::CLONE_NEWUSER as u64 != 0;
+        let needed_early =
+            own_users || self.hierarchy.mode() == berth_rt::cgroup::Mode::V2 || self.recipe.mounts.iter().any(|m| m.fs == "cgroup");
+        if needed_early {
+            self.make_cgroup(made)?;
+            timing.mark("cgroup");
+        }
+        let into = made.cgroup.as_ref().map(Cgroup::dir_fd).transpose()?.flatten();
+        if let Some(cgroup) = &made.cgroup {
+            self.recipe.cgroups = cgroup.paths();
+            self.recipe.cgroup_v2 = self.hierarchy.mode() == berth_rt::cgroup::Mode::V2;
+        }
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+                .map_err(CreateCause::call("socketpair"))?;
+        let (pid, pidfd) = self.clone_child(stdio, theirs, fifos, into.as_ref())?;
+        let socket = ours;
+        let child = Child { pid, socket: &socket };
+        made.child = Some((pid, pidfd));
+        timing.mark("clone");
+        if let Some(score) = self.recipe.oom_score_adj {
+            write_proc(pid, "oom_score_adj", &score.to_string())?;
+        }
+        if own_users {
+            child::limit(&self.recipe.process, Some(pid))?;
+            write_proc(pid, "uid_map", &self.uid_map)?;
+            write_proc(pid, "gid_map", &self.gid_map)?;
+            child.send(&Down::Mapped)?;
+        }
+        if made.cgroup.is_none() {
+            self.make_cgroup(made)?;
+            timing.mark("cgroup");
+        }
+        let Some(cgroup) = made.cgroup.clone() else {
+            return Err(CreateCause::Died("no cgroup".into()));
+        };
+        let mut enter = Vec::new();
+        if own_users {
+            if into.is_none() {
+                cgroup.attach(pid.as_raw())?;
+            }
+        } else {
+            for (name, path) in cgroup.paths() {
+                let file = match name.as_str() {
+                    "unified" if into.is_some() => continue,
+                    "unified" => path.join("cgroup.procs"),
+                    _ => path.join("tasks"),
+                };
+                enter.extend(CString::new(file.into_os_string().into_encoded_bytes()));
+            }
+        }
+        child.send(&Down::Placed(enter))?;
+        let interfaces = std::mem::take(&mut self.interfaces);
+        for interface in &interfaces {
+            net::move_in(interface, pid)?;
+        }
+        if !interfaces.is_empty() {
+            timing.mark("interfaces");
+        }
+        if self.recipe.hooks_outside || self.recipe.hooks_before_pivot {
+            match child.receive()? {
+                Up::Hooks => {}
+                other => return Err(child.unexpected(other)),
+            }
+            let text = self.hook_state.at(pid.as_raw(), "creating");
+            hooks::run("prestart", &self.hooks.prestart, &text)?;
+            hooks::run("createRuntime", &self.hooks.create_runtime, &text)?;
+            child.send(&Down::HooksDone(pid.as_raw()))?;
+            timing.mark("hooks");
+        }
+        let filter = match &self.seccomp {
+            Some(section) => {
+                let filter = seccomp::compile(section, &seccomp::Options::default())?;
+                let program = encode(&filter);
+                timing.mark("seccomp");
+                let down = Down::Filter(filter.flags, program);
+                child.send(&down)?;
+                match down {
+                    Down::Filter(flags, program) => Some((flags, program)),
+                    _ => None,
+                }
+            }
+            None => None,
+        };
+        let (start_time, _) = state::process(pid.as_raw()).ok_or_else(|| child.died())?;
+        let mut promise = std::mem::take(&mut self.promise);
+        crate::container::promise_cgroup(&mut promise, &cgroup, &self.resources, &self.extras);
+        promise.start_time = Some(start_time);
+        let record = Record {
+            version: state::VERSION,
+            id: self.id.clone(),
+            pid: pid.as_raw(),
+            start_time,
+            boot_id: state::boot_id().map_err(CreateCause::file("read", Path::new("/proc/sys/kernel/random/boot_id")))?,
+            created_at: crate::container::now(),
+            cgroup: self.cgroup.clone(),
+            detached: self.detached,
+            promise,
+            hooks: std::mem::take(&mut self.hooks),
+            state: self.hook_state.clone(),
+            scheduler: self.scheduler.clone(),
+            io_priority: self.io_priority,
+            affinity: self.affinity.clone(),
+        };
+        let text = serde_json::to_vec(&record).map_err(|e| CreateCause::file("write", &dir)(e.into()))?;
+        timing.mark("record");
+        match child.receive()? {
+            Up::Ready => {}
+            other => return Err(child.unexpected(other)),
+        }
+        timing.mark("ready");
+        state::write_file(&dir, state::RECORD, &text).map_err(CreateCause::file("write", &dir))?;
+        timing.mark("store");
+        let Some((_, pidfd)) = made.child.take() else {
+            return Err(CreateCause::Died("no process".into()));
+        };
+        let channel = if self.detached { Channel::Fifos } else { Channel::Socket(socket) };
+        Ok(Container::made(record, pidfd, cgroup, dir, channel, timing.clone(), (self.recipe.process, filter)))
+    }
+
+    fn make_cgroup(&self, made: &mut Made) -> Result<(), CreateCause> {
+        let wanted = Wanted::for_resources(Some(&self.resources), &self.extras);
+        let cgroup = Cgroup::create(&self.hierarchy, &self.cgroup, &wanted)?;
+        made.cgroup = Some(cgroup.clone());
+        cgroup.apply(&self.resources, &self.extras)?;
+        Ok(())
+    }
+
+    /// Clone; in the child everything that follows, in the caller the pid.
+    fn clone_child(
+        &self,
+        stdio: Stdio,
+        theirs: OwnedFd,
+        fifos: Option<(OwnedFd, OwnedFd)>,
+        into: Option<&OwnedFd>,
+    ) -> Result<(Pid, OwnedFd), CreateCause> {
+        let open = |path: &Path| {
+            nix::fcntl::open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+                .map_err(|e| CreateCause::file("open", path)(e.into()))
+        };
+        let mut join = Vec::new();
+        for (kind, path) in &self.recipe.joined {
+            join.push((*kind, open(path)?, path.clone()));
+        }
+        let mut high = Vec::new();
+        for fd in [stdio.stdin, stdio.stdout, stdio.stderr] {
+            let fd = if fd.as_raw_fd() < 3 { sys::dup_high(fd.as_fd()).map_err(CreateCause::call("dup"))? } else { fd };
+            high.push(fd);
+        }
+        let numbers = [high[0].as_raw_fd(), high[1].as_raw_fd(), high[2].as_raw_fd()];
+        let fifo_numbers = fifos.as_ref().map(|(a, b)| (a.as_raw_fd(), b.as_raw_fd()));
+        let slack = match self.timer_slack_ns {
+            Some(ns) => {
+                let before = sys::timer_slack().map_err(CreateCause::call("timer slack"))?;
+                sys::set_timer_slack(ns).map_err(CreateCause::call("timer slack"))?;
+                Some(before)
+            }
+            None => None,
+        };
+        let own_pids = match &self.pid_namespace {
+            Some(path) => {
+                let own = open(Path::new("/proc/self/ns/pid_for_children"))?;
+                setns(open(path)?, CloneFlags::CLONE_NEWPID).map_err(CreateCause::call("join pid namespace"))?;
+                Some(own)
+            }
+            None => None,
+        };
+        // The cgroup namespace is made by the child itself, once the cgroup holds it.
+        let namespaces = self.recipe.new & !(libc::CLONE_NEWCGROUP as u64);
+        let cloned = sys::clone3(CloneArgs { namespaces, cgroup: into.map(AsRawFd::as_raw_fd) });
+        if let Ok(Cloned::Child) = cloned {
+            let ends = child::Ends {
+                socket: theirs.as_fd(),
+                stdio: numbers,
+                join: &join,
+                fifos: fifo_numbers,
+                state: &self.hook_state,
+            };
+            child::run(&self.recipe, &ends);
+        }
+        if let Some(own) = own_pids {
+            setns(own, CloneFlags::CLONE_NEWPID).map_err(CreateCause::call("leave pid namespace"))?;
+        }
+        if let Some(before) = slack {
+            sys::set_timer_slack(before).map_err(CreateCause::call("timer slack"))?;
+        }
+        match cloned.map_err(CreateCause::call("clone"))? {
+            Cloned::Parent(pid, pidfd) => Ok((pid, pidfd)),
+            Cloned::Child => sys::exit_now(1),
+        }
+    }
+}
+
+/// The caller's view of the child while it is being made.
+struct Child<'a> {
+    pid: Pid,
+    socket: &'a OwnedFd,
+}
+
+impl Child<'_> {
+    fn send(&self, message: &Down) -> Result<(), CreateCause> {
+        match report::send_to(self.socket.as_fd(), &message.encode()) {
+            Ok(()) => Ok(()),
+            // It has given up: its last words say why.
+            Err(Errno::EPIPE | Errno::ECONNRESET) => Err(self.last_words()),
+            Err(errno) => Err(CreateCause::Call { what: "send to the new process", errno }),
+        }
+    }
+
+    fn receive(&self) -> Result<Up, CreateCause> {
+        let mut buffer = vec![0u8; 16 * 1024];
+        match report::receive(self.socket, &mut buffer).map_err(CreateCause::call("receive from the new process"))? {
+            Some(bytes) => Up::decode(bytes).ok_or_else(|| CreateCause::Died("it sent something unknown".into())),
+            None => Err(self.died()),
+        }
+    }
+
+    fn last_words(&self) -> CreateCause {
+        match self.receive() {
+            Ok(Up::Failed(failure)) => failure.into(),
+            Ok(_) => self.died(),
+            Err(cause) => cause,
+        }
+    }
+
+    fn unexpected(&self, up: Up) -> CreateCause {
+        match up {
+            Up::Failed(failure) => failure.into(),
+            _ => CreateCause::Died("it sent its messages in another order".into()),
+        }
+    }
+
+    fn died(&self) -> CreateCause {
+        let status = nix::sys::wait::waitpid(self.pid, None);
+        CreateCause::Died(status.map_or_else(|e| e.desc().to_owned(), |s| format!("{s:?}")))
+    }
+}
+
+/// Make the state folder; that it did not exist reserves the id.
+fn reserve(id: &str, dir: &Path) -> Result<(), CreateCause> {
+    use std::os::unix::fs::DirBuilderExt;
+    let mut builder = fs::DirBuilder::new();
+    let make = || builder.mode(0o700).create(dir);
+    let mut make = make;
+    match make() {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let parent = dir.parent().unwrap_or(Path::new("/"));
+            fs::create_dir_all(parent).map_err(CreateCause::file("make folder", parent))?;
+            make().map_err(CreateCause::file("make folder", dir))
+        }
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(CreateCause::Exists(id.to_owned())),
+        other => other.map_err(CreateCause::file("make folder", dir)),
+    }
+}
+
+/// Both ends of both FIFOs belong to the child: it never sees an end of file, and whoever starts it may go away.
+fn make_fifos(dir: &Path) -> Result<(OwnedFd, OwnedFd), CreateCause> {
+    let make = |name: &str| {
+        let path = dir.join(name);
+        let file = |e: Errno| CreateCause::file("make FIFO", &path)(e.into());
+        mkfifo(&path, Mode::from_bits_truncate(0o600)).map_err(file)?;
+        nix::fcntl::open(&path, OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
+            .map_err(|e| CreateCause::file("open FIFO", &path)(e.into()))
+    };
+    Ok((make(state::START)?, make(state::FAILURE)?))
+}
+
+fn write_proc(pid: Pid, name: &str, text: &str) -> Result<(), CreateCause> {
+    let path = PathBuf::from(format!("/proc/{pid}/{name}"));
+    fs::write(&path, text).map_err(CreateCause::file("write", &path))
+}
+
+/// A filter's program as the bytes of `struct sock_filter`.
+fn encode(filter: &seccomp::Filter) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(filter.program.len() * 8);
+    for i in &filter.program {
+        bytes.extend(i.code.to_ne_bytes());
+        bytes.extend([i.jt, i.jf]);
+        bytes.extend(i.k.to_ne_bytes());
+    }
+    bytes
+}

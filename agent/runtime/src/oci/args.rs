@@ -1,0 +1,306 @@
+//! The command line's words. By hand: parsing is on the timed path, and the options are those that callers of OCI
+//! runtimes use.
+//!
+//! Pure. Invariant: an option that would do nothing is refused by name.
+
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+
+/// What comes before the command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Global {
+    pub(super) root: PathBuf,
+    pub(super) log: Option<PathBuf>,
+    pub(super) log_json: bool,
+}
+
+/// One command.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Command {
+    Create { id: String, bundle: PathBuf, pid_file: Option<PathBuf> },
+    Start { id: String },
+    Run { id: String, bundle: PathBuf, pid_file: Option<PathBuf>, keep: bool, detach: bool },
+    State { id: String },
+    Kill { id: String, signal: i32, all: bool },
+    Delete { id: String, force: bool },
+    Features,
+    List { json: bool },
+}
+
+/// A whole command line.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Parsed {
+    pub(super) global: Global,
+    pub(super) command: Command,
+}
+
+/// Not a command.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Usage {
+    Help(&'static str),
+    Wrong { global: Global, message: String, hint: Option<String> },
+}
+
+const HELP: &str = "\
+usage: berth oci [--root DIR] [--log FILE] [--log-format text|json] COMMAND
+
+  create [--bundle DIR] [--pid-file FILE] ID   make a container, do not start its program
+  start ID                                     prove it and start its program
+  run [--bundle DIR] [--pid-file FILE] [--detach] [--keep] ID
+                                               create, start, wait, delete
+  state ID                                     its OCI state as JSON
+  kill [--all] ID [SIGNAL]                     send a signal (default SIGTERM)
+  delete [--force] ID                          free it; --force kills it first
+  features                                     what this runtime applies, as JSON
+  list [--format table|json]                   all containers below --root";
+
+/// Options that other runtimes have and that would do nothing here, or not what they say.
+const REFUSED: &[(&str, &str)] = &[
+    ("--systemd-cgroup", "cgroups are made through cgroupfs; configure the caller for cgroupfs"),
+    ("--console-socket", "terminals are not supported; set process.terminal to false"),
+    ("--no-pivot", "the root is always changed with pivot_root"),
+    ("--no-new-keyring", "every container has a session keyring of its own"),
+    ("--preserve-fds", "no descriptor but the standard three is passed on"),
+    ("--no-subreaper", "no subreaper is set"),
+    ("--rootless", "berth runs as root"),
+    ("--criu", "checkpoints are not supported"),
+];
+
+struct Words<'a> {
+    words: &'a [OsString],
+    at: usize,
+    /// The rest of `--name=value`.
+    value: Option<OsString>,
+}
+
+enum Word {
+    Option(String),
+    Value(OsString),
+}
+
+impl Words<'_> {
+    fn next(&mut self) -> Option<Word> {
+        let word = self.words.get(self.at)?;
+        self.at += 1;
+        Some(match word.to_str() {
+            Some(text) if text.starts_with('-') && text.len() > 1 => match text.split_once('=') {
+                Some((name, value)) => {
+                    self.value = Some(value.into());
+                    Word::Option(name.to_owned())
+                }
+                None => Word::Option(text.to_owned()),
+            },
+            _ => Word::Value(word.clone()),
+        })
+    }
+
+    fn value(&mut self, option: &str) -> Result<OsString, Bad> {
+        if let Some(value) = self.value.take() {
+            return Ok(value);
+        }
+        let value = self.words.get(self.at).cloned().ok_or_else(|| Bad(format!("{option} needs a value"), None))?;
+        self.at += 1;
+        Ok(value)
+    }
+}
+
+struct Bad(String, Option<String>);
+
+fn unknown(option: &str, command: &str) -> Bad {
+    match REFUSED.iter().find(|(name, _)| *name == option) {
+        Some((_, why)) => Bad(format!("{option} is refused"), Some((*why).to_owned())),
+        None => Bad(format!("unknown option {option}{command}"), Some("`berth oci --help` lists the options".into())),
+    }
+}
+
+/// Parse a command line.
+pub(super) fn parse(args: &[OsString]) -> Result<Parsed, Usage> {
+    let mut global = Global { root: super::ROOT.into(), log: None, log_json: false };
+    let mut words = Words { words: args, at: 0, value: None };
+    let outcome = globals(&mut global, &mut words).and_then(|name| match name {
+        Some(name) => command(&name, &mut words).map(Some),
+        None => Ok(None),
+    });
+    match outcome {
+        Ok(Some(command)) => Ok(Parsed { global, command }),
+        Ok(None) => Err(Usage::Help(HELP)),
+        Err(Bad(message, hint)) => Err(Usage::Wrong { global, message, hint }),
+    }
+}
+
+/// Options before the command; its name, or `None` for help.
+fn globals(global: &mut Global, words: &mut Words<'_>) -> Result<Option<String>, Bad> {
+    loop {
+        let Some(word) = words.next() else {
+            return Err(Bad("no command".into(), Some("`berth oci --help` lists the commands".into())));
+        };
+        match word {
+            Word::Value(name) => return Ok(Some(name.to_string_lossy().into_owned())),
+            Word::Option(option) => match option.as_str() {
+                "--root" => global.root = words.value(&option)?.into(),
+                "--log" => global.log = Some(words.value(&option)?.into()),
+                "--log-format" => {
+                    let format = words.value(&option)?;
+                    global.log_json = match format.to_str() {
+                        Some("json") => true,
+                        Some("text") => false,
+                        _ => return Err(Bad(format!("--log-format {format:?} is neither json nor text"), None)),
+                    };
+                }
+                // Errors are always logged; there is nothing more to say.
+                "--debug" => {}
+                "-h" | "--help" => return Ok(None),
+                _ => return Err(unknown(&option, "")),
+            },
+        }
+        if words.value.take().is_some() {
+            return Err(Bad("a value for an option that takes none".into(), None));
+        }
+    }
+}
+
+#[derive(Default)]
+struct Options {
+    bundle: Option<PathBuf>,
+    pid_file: Option<PathBuf>,
+    keep: bool,
+    detach: bool,
+    all: bool,
+    force: bool,
+    json: bool,
+    values: Vec<OsString>,
+}
+
+fn command(name: &str, words: &mut Words<'_>) -> Result<Command, Bad> {
+    const COMMANDS: [&str; 8] = ["create", "start", "run", "state", "kill", "delete", "features", "list"];
+    if !COMMANDS.contains(&name) {
+        let hint = "`berth oci --help` lists the commands".to_owned();
+        return Err(Bad(format!("unknown command `{name}`"), Some(hint)));
+    }
+    let mut o = Options::default();
+    while let Some(word) = words.next() {
+        match word {
+            Word::Value(value) => o.values.push(value),
+            Word::Option(option) => match (name, option.as_str()) {
+                ("create" | "run", "-b" | "--bundle") => o.bundle = Some(words.value(&option)?.into()),
+                ("create" | "run", "--pid-file") => o.pid_file = Some(words.value(&option)?.into()),
+                ("run", "-d" | "--detach") => o.detach = true,
+                ("run", "--keep") => o.keep = true,
+                ("kill", "-a" | "--all") => o.all = true,
+                ("delete", "-f" | "--force") => o.force = true,
+                ("list", "-f" | "--format") => {
+                    o.json = match words.value(&option)?.to_str() {
+                        Some("json") => true,
+                        Some("table") => false,
+                        _ => return Err(Bad("--format is table or json".into(), None)),
+                    };
+                }
+                _ => return Err(unknown(&option, &format!(" of {name}"))),
+            },
+        }
+        if words.value.take().is_some() {
+            return Err(Bad(format!("{name}: a value for an option that takes none"), None));
+        }
+    }
+    finish(name, o)
+}
+
+fn finish(name: &str, o: Options) -> Result<Command, Bad> {
+    let text = |value: &OsStr| value.to_string_lossy().into_owned();
+    let wanted = match name {
+        "features" | "list" => 0..=0,
+        "kill" => 1..=2,
+        _ => 1..=1,
+    };
+    if !wanted.contains(&o.values.len()) {
+        return Err(Bad(format!("{name}: {} arguments, wanted {wanted:?}", o.values.len()), Some("an ID".into())));
+    }
+    let id = o.values.first().map(|v| text(v)).unwrap_or_default();
+    let bundle = o.bundle.unwrap_or_else(|| PathBuf::from("."));
+    Ok(match name {
+        "create" => Command::Create { id, bundle, pid_file: o.pid_file },
+        "start" => Command::Start { id },
+        "run" => Command::Run { id, bundle, pid_file: o.pid_file, keep: o.keep, detach: o.detach },
+        "state" => Command::State { id },
+        "kill" => {
+            let word = o.values.get(1).map_or_else(|| "SIGTERM".to_owned(), |v| text(v));
+            let hint = "a name such as SIGTERM or TERM, or a number from 0 to 64".to_owned();
+            let signal = signal(&word).ok_or_else(|| Bad(format!("`{word}` is no signal"), Some(hint)))?;
+            Command::Kill { id, signal, all: o.all }
+        }
+        "delete" => Command::Delete { id, force: o.force },
+        "features" => Command::Features,
+        _ => Command::List { json: o.json },
+    })
+}
+
+/// A signal by name, with or without SIG, or by number.
+fn signal(word: &str) -> Option<i32> {
+    if let Ok(number) = word.parse::<i32>() {
+        return (0..=64).contains(&number).then_some(number);
+    }
+    let upper = word.to_ascii_uppercase();
+    let short = upper.strip_prefix("SIG").unwrap_or(&upper);
+    let offset = |text: &str| if text.is_empty() { Some(0) } else { text.parse::<i32>().ok() };
+    if let Some(rest) = short.strip_prefix("RTMIN") {
+        return offset(rest).map(|o| 34 + o).filter(|n| (34..=64).contains(n));
+    }
+    if let Some(rest) = short.strip_prefix("RTMAX") {
+        return offset(rest).map(|o| 64 + o).filter(|n| (34..=64).contains(n));
+    }
+    format!("SIG{short}").parse::<nix::sys::signal::Signal>().ok().map(|s| s as i32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(line: &str) -> Result<Parsed, String> {
+        let args: Vec<OsString> = line.split_whitespace().map(Into::into).collect();
+        parse(&args).map_err(|usage| match usage {
+            Usage::Help(_) => "help".to_owned(),
+            Usage::Wrong { message, .. } => message,
+        })
+    }
+
+    #[test]
+    fn command_lines() {
+        let parsed = of("--root /r --log=/l --log-format json run -b /b --pid-file=/p x").unwrap();
+        assert_eq!(parsed.global, Global { root: "/r".into(), log: Some("/l".into()), log_json: true });
+        let (bundle, pid_file) = ("/b".into(), Some("/p".into()));
+        assert_eq!(parsed.command, Command::Run { id: "x".into(), bundle, pid_file, keep: false, detach: false });
+        let kill = of("kill --all x KILL").unwrap().command;
+        assert_eq!(kill, Command::Kill { id: "x".into(), signal: 9, all: true });
+        assert_eq!(of("delete --force x").unwrap().command, Command::Delete { id: "x".into(), force: true });
+        assert_eq!(of("list -f json").unwrap().command, Command::List { json: true });
+        assert_eq!(of("create x").unwrap().global.root, PathBuf::from(crate::oci::ROOT));
+    }
+
+    #[test]
+    fn refusals_name_the_option() {
+        for (line, wanted) in [
+            ("--systemd-cgroup create x", "--systemd-cgroup is refused"),
+            ("create --console-socket=/s x", "--console-socket is refused"),
+            ("run --no-pivot x", "--no-pivot is refused"),
+            ("create --nonsense x", "unknown option --nonsense of create"),
+            ("checkpoint x", "unknown command `checkpoint`"),
+            ("start", "start: 0 arguments, wanted 1..=1"),
+            ("delete --force=yes x", "delete: a value for an option that takes none"),
+            ("create -b", "-b needs a value"),
+            ("", "no command"),
+            ("kill x NOPE", "`NOPE` is no signal"),
+        ] {
+            assert_eq!(of(line).unwrap_err(), wanted, "{line}");
+        }
+    }
+
+    #[test]
+    fn signals() {
+        for (word, number) in [("9", 9), ("term", 15), ("SIGKILL", 9), ("RTMIN+1", 35), ("SIGRTMAX", 64), ("0", 0)] {
+            assert_eq!(signal(word), Some(number), "{word}");
+        }
+        for word in ["65", "-1", "", "SIG", "RTMIN+40"] {
+            assert_eq!(signal(word), None, "{word}");
+        }
+    }
+}

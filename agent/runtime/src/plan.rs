@@ -1,0 +1,311 @@
+//! From an OCI configuration to a [`Plan`]: every check that needs no new process, and every refusal by name.
+//!
+//! Invariants: nothing is changed on the node here; a field that cannot take effect is an error that names it.
+
+mod checks;
+mod promise;
+mod recipe;
+
+use std::path::{Path, PathBuf};
+
+use berth_rt::cgroup::{Extras, Hierarchy};
+use berth_rt::cpu::CpuSet;
+use berth_rt::sched::{SchedError, Scheduler};
+use oci_spec::runtime::{LinuxResources, LinuxSeccomp, Spec};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::fields;
+use crate::hooks::Hook;
+use crate::options::OptionError;
+use crate::proof::Promise;
+use crate::recipe::Recipe;
+use crate::state::HookState;
+
+/// What OCI has no field for.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Extensions {
+    /// Layers of the root file system, topmost first; they replace `root.path`.
+    pub lower: Vec<PathBuf>,
+    /// Writable layer; without it the root is read-only.
+    pub upper: Option<PathBuf>,
+    /// overlayfs' work directory, on the file system of `upper`.
+    pub work: Option<PathBuf>,
+    /// Timer slack in nanoseconds, at least 1: set in the caller around the clone.
+    pub timer_slack_ns: Option<u64>,
+    /// Scheduling policy; goes before `process.scheduler`.
+    pub scheduler: Option<Scheduler>,
+    /// CPUs the first process is confined to with sched_setaffinity(2), beside the cpuset.
+    pub affinity: Option<CpuSet>,
+    /// cgroup settings beyond the OCI resources.
+    pub cgroup: Extras,
+    /// The proof reports whether the CPUs are isolated.
+    pub report_isolation: bool,
+    /// The launch fails unless the kernel says that the CPUs are isolated.
+    pub require_isolated: bool,
+    /// The container is killed when the process that created it ends.
+    pub die_with_parent: bool,
+    /// Network interfaces moved in at create.
+    pub interfaces: Vec<Interface>,
+}
+
+/// A network interface of the caller's namespace that goes into the container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interface {
+    /// Its name outside.
+    pub name: String,
+    /// Its index outside: the move is refused where name and index disagree.
+    #[serde(default)]
+    pub index: Option<u32>,
+    /// Its name inside; unchanged where absent.
+    #[serde(default)]
+    pub rename: Option<String>,
+}
+
+/// Where a plan is carried out.
+#[derive(Debug, Clone)]
+pub struct Context<'a> {
+    /// Folder of the containers' states; each has one folder in it, named by its id.
+    pub state_root: &'a Path,
+    /// The node's cgroup hierarchies.
+    pub hierarchy: &'a Hierarchy,
+    /// Folder of compiled seccomp filters; `None`: compile every time.
+    pub seccomp_cache: Option<&'a Path>,
+    /// cgroup that takes containers without an absolute `linux.cgroupsPath`.
+    pub cgroup_parent: &'a str,
+    /// Start and proof come from another process: the container waits at FIFOs in its state folder.
+    pub detached: bool,
+}
+
+/// Why a configuration is refused.
+#[derive(Debug, Error)]
+pub enum PlanError {
+    /// The id cannot name a folder.
+    #[error("container id `{0}` is not valid: 1 to 255 letters, digits, `_`, `+`, `-`, `.`, and not `.` or `..`")]
+    Id(String),
+    /// The bundle's config.json cannot be read.
+    #[error("cannot read `{path}`: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// It is not the JSON of an OCI configuration.
+    #[error("`{path}` is not an OCI configuration: {source}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Line, column and what was expected.
+        source: serde_json::Error,
+    },
+    /// A field is there that this runtime does not apply.
+    #[error("{field} is refused: {reason}")]
+    Refused {
+        /// Path of the field, as in config.json.
+        field: String,
+        /// Why.
+        reason: String,
+        /// What to change.
+        hint: Option<String>,
+    },
+    /// A field that is needed is not there.
+    #[error("{field} is missing")]
+    Missing {
+        /// Path of the field.
+        field: &'static str,
+    },
+    /// A mount option.
+    #[error("mount `{destination}`: {source}")]
+    Option {
+        /// The mount.
+        destination: PathBuf,
+        /// Which option and why.
+        source: OptionError,
+    },
+    /// The scheduling policy is out of range.
+    #[error("process.scheduler: {0}")]
+    Scheduler(#[source] SchedError),
+    /// The root file system, a namespace to join or a directory is not there.
+    #[error("{field} `{path}`: {source}")]
+    Path {
+        /// Field that names it.
+        field: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+}
+
+impl PlanError {
+    pub(crate) fn refused(field: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Refused { field: field.into(), reason: reason.into(), hint: None }
+    }
+
+    pub(crate) fn refused_hint(field: impl Into<String>, reason: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::Refused { field: field.into(), reason: reason.into(), hint: Some(hint.into()) }
+    }
+
+    /// The setting to change, where there is one.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Refused { hint, field, .. } => {
+                hint.clone().or_else(|| Some(format!("take {field} out of config.json")))
+            }
+            Self::Scheduler(source) => source.hint(),
+            Self::Path { field, .. } => Some(format!("set {field} to something that exists")),
+            _ => None,
+        }
+    }
+}
+
+/// A bundle's configuration, read.
+#[derive(Debug)]
+pub struct Bundle {
+    /// The bundle folder, absolute.
+    pub path: PathBuf,
+    /// Its configuration.
+    pub spec: Spec,
+    /// Properties that the schema does not have; the specification wants them passed over.
+    pub unknown: Vec<String>,
+}
+
+/// Read `bundle`/config.json and refuse fields by name.
+///
+/// # Errors
+/// [`PlanError`]: unreadable, not JSON, or with a refused field (all of them are named).
+pub fn load(bundle: &Path) -> Result<Bundle, PlanError> {
+    let read = |path: &Path, source| PlanError::Read { path: path.to_owned(), source };
+    let path = std::fs::canonicalize(bundle).map_err(|e| read(bundle, e))?;
+    let file = path.join("config.json");
+    let text = std::fs::read(&file).map_err(|e| read(&file, e))?;
+    let parse = |source| PlanError::Parse { path: file.clone(), source };
+    let findings = fields::check(&text).map_err(parse)?;
+    if let [(field, reason), ..] = &findings.refused[..] {
+        let all: Vec<&str> = findings.refused.iter().map(|(f, _)| f.as_str()).collect();
+        return Err(PlanError::Refused { field: all.join(", "), reason: (*reason).to_owned(), hint: None }.or(field));
+    }
+    let spec = serde_json::from_slice(&text).map_err(parse)?;
+    Ok(Bundle { path, spec, unknown: findings.unknown })
+}
+
+impl PlanError {
+    /// The hint names one field even where several are refused.
+    fn or(self, field: &str) -> Self {
+        match self {
+            Self::Refused { field: all, reason, hint: None } => {
+                Self::Refused { hint: Some(format!("take {field} out of config.json")), field: all, reason }
+            }
+            other => other,
+        }
+    }
+}
+
+/// Hooks of the runtime's side, by kind.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hooks {
+    /// After the namespaces are made, before pivot_root; in the runtime's namespaces.
+    pub prestart: Vec<Hook>,
+    /// The same, after prestart.
+    pub create_runtime: Vec<Hook>,
+    /// After the program was executed.
+    pub poststart: Vec<Hook>,
+    /// After the container was deleted.
+    pub poststop: Vec<Hook>,
+}
+
+/// A checked configuration, ready to become a container.
+#[derive(Debug)]
+pub struct Plan {
+    pub(crate) id: String,
+    pub(crate) recipe: Recipe,
+    pub(crate) state_dir: PathBuf,
+    pub(crate) hierarchy: Hierarchy,
+    pub(crate) cgroup: String,
+    pub(crate) resources: LinuxResources,
+    pub(crate) extras: Extras,
+    pub(crate) seccomp: Option<LinuxSeccomp>,
+    pub(crate) seccomp_cache: Option<PathBuf>,
+    pub(crate) hooks: Hooks,
+    pub(crate) hook_state: HookState,
+    pub(crate) promise: Promise,
+    pub(crate) scheduler: Option<(Scheduler, u64)>,
+    pub(crate) io_priority: Option<(u32, u32)>,
+    pub(crate) affinity: Option<CpuSet>,
+    pub(crate) timer_slack_ns: Option<u64>,
+    pub(crate) interfaces: Vec<Interface>,
+    pub(crate) uid_map: String,
+    pub(crate) gid_map: String,
+    pub(crate) pid_namespace: Option<PathBuf>,
+    pub(crate) detached: bool,
+}
+
+impl Plan {
+    /// Check a configuration. `bundle` is absolute.
+    ///
+    /// # Errors
+    /// [`PlanError`] with the field that is refused.
+    pub fn prepare(
+        id: &str,
+        bundle: &Path,
+        spec: &Spec,
+        extensions: &Extensions,
+        context: &Context<'_>,
+    ) -> Result<Self, PlanError> {
+        checks::id(id)?;
+        checks::unsupported(spec)?;
+        let process = spec.process().as_ref().ok_or(PlanError::Missing { field: "process" })?;
+        let recipe = recipe::write(id, bundle, spec, process, extensions)?;
+        let linux = spec.linux().as_ref();
+        let resources = recipe::resources(linux.and_then(|l| l.resources().as_ref()), context.hierarchy);
+        let scheduler = match (&extensions.scheduler, process.scheduler()) {
+            (Some(scheduler), _) => {
+                scheduler.validate().map_err(PlanError::Scheduler)?;
+                Some((scheduler.clone(), 0))
+            }
+            (None, Some(oci)) => Some(Scheduler::from_oci(oci).map_err(PlanError::Scheduler)?),
+            (None, None) => None,
+        };
+        let cgroup = match linux.and_then(|l| l.cgroups_path().as_ref()) {
+            Some(path) if path.is_absolute() => path.to_string_lossy().into_owned(),
+            Some(path) => format!("{}/{}", context.cgroup_parent, path.display()),
+            None => format!("{}/{id}", context.cgroup_parent),
+        };
+        checks::cgroup_path(&cgroup)?;
+        let seccomp = linux.and_then(|l| l.seccomp().clone());
+        let mut interfaces = extensions.interfaces.clone();
+        interfaces.extend(recipe::net_devices(linux));
+        if !interfaces.is_empty() && !checks::has_own(linux, oci_spec::runtime::LinuxNamespaceType::Network) {
+            return Err(PlanError::refused("linux.netDevices", "the container has no network namespace of its own"));
+        }
+        let (uid_map, gid_map) = recipe::id_maps(linux)?;
+        let mut promise = promise::write(spec, process, &recipe, &resources, extensions)?;
+        promise.scheduler = scheduler.as_ref().map(|(s, _)| s.clone());
+        let pid_namespace = checks::joined(linux, oci_spec::runtime::LinuxNamespaceType::Pid);
+        Ok(Self {
+            id: id.to_owned(),
+            state_dir: context.state_root.join(id),
+            hierarchy: context.hierarchy.clone(),
+            cgroup,
+            resources,
+            extras: extensions.cgroup.clone(),
+            seccomp,
+            seccomp_cache: context.seccomp_cache.map(Path::to_owned),
+            hooks: recipe::outer_hooks(spec)?,
+            hook_state: HookState::new(id, bundle, spec),
+            promise,
+            scheduler,
+            io_priority: recipe::io_priority(process)?,
+            affinity: extensions.affinity.clone(),
+            timer_slack_ns: extensions.timer_slack_ns,
+            interfaces,
+            uid_map,
+            gid_map,
+            pid_namespace,
+            detached: context.detached,
+            recipe,
+        })
+    }
+}

@@ -1,0 +1,194 @@
+//! The refusals that depend on the configuration alone.
+
+use std::path::PathBuf;
+
+use oci_spec::runtime::{Linux, LinuxNamespaceType, Spec};
+
+use super::PlanError;
+
+/// A container id is a folder name.
+pub(super) fn id(id: &str) -> Result<(), PlanError> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "_+-.".contains(c);
+    if id.is_empty() || id.len() > 255 || id == "." || id == ".." || !id.chars().all(allowed) {
+        return Err(PlanError::Id(id.to_owned()));
+    }
+    Ok(())
+}
+
+/// No parts that lead elsewhere.
+pub(super) fn cgroup_path(path: &str) -> Result<(), PlanError> {
+    if path.split('/').any(|p| p == ".." || p == ".") || path.contains(['\0', '\n']) {
+        return Err(PlanError::refused("linux.cgroupsPath", format!("`{path}` is not a plain path")));
+    }
+    if path.contains(':') {
+        return Err(PlanError::refused_hint(
+            "linux.cgroupsPath",
+            format!("`{path}` is a systemd slice"),
+            "use the cgroupfs driver (no --systemd-cgroup)",
+        ));
+    }
+    Ok(())
+}
+
+/// What the typed configuration can say and this runtime does not do: the same refusals as from the raw text.
+pub(super) fn unsupported(spec: &Spec) -> Result<(), PlanError> {
+    let refuse = |field: &str| match crate::fields::field(field) {
+        Some(crate::fields::Field::Refused(reason)) => Err(PlanError::refused(field, reason)),
+        _ => Err(PlanError::refused(field, "it is not supported")),
+    };
+    if spec.solaris().is_some() {
+        return refuse("solaris");
+    }
+    if spec.windows().is_some() {
+        return refuse("windows");
+    }
+    if spec.vm().is_some() {
+        return refuse("vm");
+    }
+    if spec.zos().is_some() {
+        return refuse("zos");
+    }
+    let version = spec.version();
+    if !version.starts_with("1.") {
+        return Err(PlanError::refused("ociVersion", format!("`{version}` is not a version 1 of the specification")));
+    }
+    if let Some(process) = spec.process() {
+        if process.terminal().unwrap_or(false) {
+            return Err(PlanError::refused_hint(
+                "process.terminal",
+                "terminals are not supported",
+                "set process.terminal to false",
+            ));
+        }
+        if process.console_size().is_some_and(|b| b.height() != 0 || b.width() != 0) {
+            return refuse("process.consoleSize");
+        }
+        if process.command_line().is_some() {
+            return refuse("process.commandLine");
+        }
+        if process.user().username().is_some() {
+            return refuse("process.user.username");
+        }
+    }
+    for mount in spec.mounts().iter().flatten() {
+        if mount.uid_mappings().is_some() {
+            return refuse("mounts[].uidMappings");
+        }
+        if mount.gid_mappings().is_some() {
+            return refuse("mounts[].gidMappings");
+        }
+    }
+    let Some(linux) = spec.linux() else { return Ok(()) };
+    if linux.intel_rdt().is_some() {
+        return refuse("linux.intelRdt");
+    }
+    if linux.memory_policy().is_some() {
+        return refuse("linux.memoryPolicy");
+    }
+    if linux.time_offsets().is_some() {
+        return refuse("linux.timeOffsets");
+    }
+    if let Some(seccomp) = linux.seccomp() {
+        if seccomp.listener_path().is_some() {
+            return refuse("linux.seccomp.listenerPath");
+        }
+        if seccomp.listener_metadata().is_some() {
+            return refuse("linux.seccomp.listenerMetadata");
+        }
+        let notify = oci_spec::runtime::LinuxSeccompAction::ScmpActNotify;
+        let by_rule = seccomp.syscalls().iter().flatten().any(|s| s.action() == notify);
+        if seccomp.default_action() == notify || by_rule {
+            return Err(PlanError::refused("linux.seccomp", "SCMP_ACT_NOTIFY is not supported"));
+        }
+    }
+    if linux.personality().as_ref().is_some_and(|p| p.flags().as_ref().is_some_and(|f| !f.is_empty())) {
+        return refuse("linux.personality.flags");
+    }
+    namespaces(linux)
+}
+
+fn namespaces(linux: &Linux) -> Result<(), PlanError> {
+    let all = linux.namespaces().as_deref().unwrap_or_default();
+    for (i, ns) in all.iter().enumerate() {
+        let (kind, path) = (ns.typ(), ns.path());
+        if all[..i].iter().any(|other| other.typ() == kind) {
+            return Err(PlanError::refused("linux.namespaces", format!("type {kind} is there twice")));
+        }
+        let why = match (kind, path) {
+            (LinuxNamespaceType::Time, _) => "time namespaces are not supported",
+            (LinuxNamespaceType::Mount, Some(_)) => "a mount namespace cannot be joined by path",
+            (LinuxNamespaceType::User, Some(_)) => "a user namespace cannot be joined by path",
+            (_, Some(path)) if !path.is_absolute() => "the path of a namespace must be absolute",
+            _ => continue,
+        };
+        return Err(PlanError::refused("linux.namespaces", format!("type {kind}: {why}")));
+    }
+    Ok(())
+}
+
+/// Does the container have such a namespace, new or joined?
+pub(super) fn has_own(linux: Option<&Linux>, kind: LinuxNamespaceType) -> bool {
+    linux.and_then(|l| l.namespaces().as_ref()).into_iter().flatten().any(|n| n.typ() == kind)
+}
+
+/// The path of a namespace that is joined.
+pub(super) fn joined(linux: Option<&Linux>, kind: LinuxNamespaceType) -> Option<PathBuf> {
+    let all = linux.and_then(|l| l.namespaces().as_ref()).into_iter().flatten();
+    all.filter(|n| n.typ() == kind).find_map(|n| n.path().clone())
+}
+
+/// Which namespace isolates a sysctl; `None`: none does.
+pub(super) fn sysctl_namespace(key: &str) -> Option<LinuxNamespaceType> {
+    const IPC: [&str; 8] = [
+        "kernel.msgmax",
+        "kernel.msgmnb",
+        "kernel.msgmni",
+        "kernel.sem",
+        "kernel.shmall",
+        "kernel.shmmax",
+        "kernel.shmmni",
+        "kernel.shm_rmid_forced",
+    ];
+    if IPC.contains(&key) || key.starts_with("fs.mqueue.") {
+        Some(LinuxNamespaceType::Ipc)
+    } else if key.starts_with("net.") {
+        Some(LinuxNamespaceType::Network)
+    } else if key == "kernel.domainname" {
+        Some(LinuxNamespaceType::Uts)
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids() {
+        for good in ["a", "A.b_c+d-9", "..."] {
+            assert!(id(good).is_ok(), "{good}");
+        }
+        for bad in ["", ".", "..", "a/b", "a b", "ü", &"x".repeat(256)] {
+            assert!(id(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn cgroup_paths() {
+        assert!(cgroup_path("/berth/x").is_ok());
+        for bad in ["/a/../b", "./a", "system.slice:cri:x", "a\nb"] {
+            assert!(cgroup_path(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn whose_sysctl() {
+        assert_eq!(sysctl_namespace("net.ipv4.ip_forward"), Some(LinuxNamespaceType::Network));
+        assert_eq!(sysctl_namespace("kernel.sem"), Some(LinuxNamespaceType::Ipc));
+        assert_eq!(sysctl_namespace("fs.mqueue.msg_max"), Some(LinuxNamespaceType::Ipc));
+        for not in ["kernel.hostname", "kernel.core_pattern", "vm.swappiness", "fs.file-max", "network"] {
+            assert_eq!(sysctl_namespace(not), None, "{not}");
+        }
+    }
+}

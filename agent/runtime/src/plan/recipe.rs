@@ -1,0 +1,525 @@
+//! The configuration's words turned into the [`Recipe`] of the new process, field by field.
+
+use std::ffi::CString;
+use std::path::{Component, Path, PathBuf};
+
+use berth_rt::cgroup::{Controller, Hierarchy};
+use oci_spec::runtime::{
+    self as oci, IOPriorityClass, Linux, LinuxDeviceCgroup, LinuxDeviceType, LinuxNamespaceType, LinuxResources, Spec,
+};
+
+use super::{Extensions, Hooks, Interface, PlanError, checks};
+use crate::hooks::Hook;
+use crate::options;
+use crate::proof::CapabilitySets;
+use crate::recipe::{Label, Limit, Mount, Node, NodeKind, Process, Recipe, Root};
+
+fn c_string(field: &str, text: &str) -> Result<CString, PlanError> {
+    CString::new(text).map_err(|_| PlanError::refused(field, "it has a NUL byte"))
+}
+
+/// Everything the new process does.
+pub(super) fn write(
+    id: &str,
+    bundle: &Path,
+    spec: &Spec,
+    process: &oci::Process,
+    extensions: &Extensions,
+) -> Result<Recipe, PlanError> {
+    let linux = spec.linux().as_ref();
+    if !checks::has_own(linux, LinuxNamespaceType::Mount) {
+        return Err(PlanError::refused_hint(
+            "linux.namespaces",
+            "a container needs a mount namespace of its own",
+            "add {\"type\": \"mount\"} to linux.namespaces",
+        ));
+    }
+    let (new, joined) = namespaces(linux);
+    let own_users = new & libc::CLONE_NEWUSER as u64 != 0;
+    let (root, root_readonly) = root(bundle, spec, extensions)?;
+    let devices = devices(linux)?;
+    let hooks = spec.hooks().as_ref();
+    let uts = checks::has_own(linux, LinuxNamespaceType::Uts);
+    let name = |field: &str, value: &Option<String>| match value.as_deref() {
+        None | Some("") => Ok(None),
+        Some(_) if !uts => Err(PlanError::refused(field, "the container has no UTS namespace of its own")),
+        Some(name) if name.len() > 64 => Err(PlanError::refused(field, "it is longer than 64 bytes")),
+        Some(name) => Ok(Some(name.to_owned())),
+    };
+    let propagation = match linux.and_then(|l| l.rootfs_propagation().as_deref()) {
+        None | Some("") => None,
+        Some(word) => Some(options::propagation(word).ok_or_else(|| {
+            PlanError::refused("linux.rootfsPropagation", format!("`{word}` is no propagation"))
+        })?),
+    };
+    let paths = |list: Option<&Vec<String>>, field: &str| {
+        list.into_iter().flatten().map(|p| absolute(p, field)).collect::<Result<Vec<_>, _>>()
+    };
+    let mount_label = linux.and_then(|l| l.mount_label().clone()).filter(|l| !l.is_empty());
+    if mount_label.is_some() && !selinux_enabled() {
+        return Err(PlanError::refused("linux.mountLabel", "SELinux is not enabled on this node"));
+    }
+    Ok(Recipe {
+        id: id.to_owned(),
+        root,
+        root_readonly,
+        propagation,
+        mounts: mounts(bundle, spec)?,
+        bind_devices: own_users,
+        devices,
+        masked: paths(linux.and_then(|l| l.masked_paths().as_ref()), "linux.maskedPaths")?,
+        readonly: paths(linux.and_then(|l| l.readonly_paths().as_ref()), "linux.readonlyPaths")?,
+        new,
+        joined,
+        hostname: name("hostname", spec.hostname())?,
+        domainname: name("domainname", spec.domainname())?,
+        sysctl: sysctl(linux)?,
+        process: process_words(process, own_users)?,
+        mount_label,
+        personality: linux.and_then(|l| l.personality().as_ref()).map(|p| match p.domain() {
+            oci::LinuxPersonalityDomain::PerLinux => 0,
+            oci::LinuxPersonalityDomain::PerLinux32 => 8,
+        }),
+        oom_score_adj: oom_score(process)?,
+        die_with_parent: extensions.die_with_parent,
+        hooks_before_pivot: hooks.is_some_and(|h| h.create_container().as_ref().is_some_and(|c| !c.is_empty())),
+        hooks_outside: hooks.is_some_and(|h| {
+            #[allow(deprecated)] // prestart is deprecated and still in the specification
+            let prestart = h.prestart().as_ref();
+            prestart.is_some_and(|c| !c.is_empty()) || h.create_runtime().as_ref().is_some_and(|c| !c.is_empty())
+        }),
+        hooks_inside: hooks_of("startContainer", hooks.and_then(|h| h.start_container().as_ref()))?,
+        create_container_hooks: hooks_of("createContainer", hooks.and_then(|h| h.create_container().as_ref()))?,
+        filtered: linux.is_some_and(|l| l.seccomp().is_some()),
+        cgroups: Vec::new(),
+        cgroup_v2: false,
+    })
+}
+
+fn absolute(path: &str, field: &str) -> Result<PathBuf, PlanError> {
+    let path = PathBuf::from(path);
+    if !path.is_absolute() || path.components().any(|c| c == Component::ParentDir) {
+        return Err(PlanError::refused(field, format!("`{}` is not an absolute path without `..`", path.display())));
+    }
+    Ok(path)
+}
+
+fn flag(kind: LinuxNamespaceType) -> u64 {
+    kind as u64
+}
+
+fn namespaces(linux: Option<&Linux>) -> (u64, Vec<(u64, PathBuf)>) {
+    let (mut new, mut joined) = (0, Vec::new());
+    for ns in linux.and_then(|l| l.namespaces().as_ref()).into_iter().flatten() {
+        match ns.path() {
+            None => new |= flag(ns.typ()),
+            Some(_) if ns.typ() == LinuxNamespaceType::Pid => {}
+            Some(path) => joined.push((flag(ns.typ()), path.clone())),
+        }
+    }
+    (new, joined)
+}
+
+fn root(bundle: &Path, spec: &Spec, extensions: &Extensions) -> Result<(Root, bool), PlanError> {
+    let readonly = spec.root().as_ref().and_then(|r| r.readonly()).unwrap_or(false);
+    let directory = |field: &'static str, path: &Path| match std::fs::metadata(path) {
+        Ok(meta) if meta.is_dir() => Ok(path.to_owned()),
+        Ok(_) => Err(PlanError::Path { field, path: path.to_owned(), source: Errno::ENOTDIR.into() }),
+        Err(source) => Err(PlanError::Path { field, path: path.to_owned(), source }),
+    };
+    use nix::errno::Errno;
+    if extensions.lower.is_empty() {
+        let root = spec.root().as_ref().ok_or(PlanError::Missing { field: "root" })?;
+        let path = directory("root.path", &bundle.join(root.path()))?;
+        if path == Path::new("/") {
+            return Err(PlanError::refused("root.path", "it is the node's own root"));
+        }
+        return Ok((Root::Dir(path), readonly));
+    }
+    let lower =
+        extensions.lower.iter().map(|l| directory("lower", l)).collect::<Result<Vec<_>, _>>()?;
+    let upper = match (&extensions.upper, &extensions.work) {
+        (Some(upper), Some(work)) => Some((directory("upper", upper)?, directory("work", work)?)),
+        (None, None) => None,
+        _ => return Err(PlanError::refused("upper", "upper and work belong together")),
+    };
+    let readonly = readonly || upper.is_none();
+    // Any directory will do as mount point: the overlay lies over it in the container's mount namespace alone.
+    Ok((Root::Overlay { at: lower[0].clone(), lower, upper }, readonly))
+}
+
+fn mounts(bundle: &Path, spec: &Spec) -> Result<Vec<Mount>, PlanError> {
+    let mut all = Vec::new();
+    for mount in spec.mounts().iter().flatten() {
+        let refuse = |why: String| {
+            PlanError::refused("mounts", format!("destination `{}`: {why}", mount.destination().display()))
+        };
+        let destination = Path::new("/").join(mount.destination());
+        if destination.components().any(|c| c == Component::ParentDir) {
+            return Err(refuse("it has `..` in it".into()));
+        }
+        let destination: PathBuf = destination.components().collect();
+        if destination == Path::new("/") {
+            return Err(refuse("the root itself cannot be mounted over".into()));
+        }
+        let fs = mount.typ().as_deref().unwrap_or("none");
+        let words = mount.options().as_deref().unwrap_or_default();
+        let mut options = options::parse(fs, words)
+            .map_err(|source| PlanError::Option { destination: destination.clone(), source })?;
+        let source = mount.source().clone().unwrap_or_default();
+        if destination == Path::new("/dev") && fs != "tmpfs" {
+            return Err(refuse(format!("/dev must be a tmpfs, not `{fs}`")));
+        }
+        let source = if options.bind.is_some() {
+            if source.as_os_str().is_empty() {
+                return Err(refuse("a bind mount needs a source".into()));
+            }
+            bundle.join(source)
+        } else {
+            if fs == "none" || fs.is_empty() {
+                return Err(refuse("it has no type and is no bind mount".into()));
+            }
+            if fs == "cgroup2" {
+                options.data.clear();
+            }
+            source
+        };
+        let fs = if fs == "cgroup2" { "cgroup".to_owned() } else { fs.to_owned() };
+        all.push(Mount { destination, source, fs, options });
+    }
+    if !all.iter().any(|m| m.destination == Path::new("/dev")) {
+        let words = ["nosuid", "strictatime", "mode=755", "size=65536k"].map(str::to_owned);
+        let options = options::parse("tmpfs", &words)
+            .map_err(|source| PlanError::Option { destination: "/dev".into(), source })?;
+        let dev = Mount { destination: "/dev".into(), source: "tmpfs".into(), fs: "tmpfs".into(), options };
+        let below = |m: &Mount| m.destination.starts_with("/dev");
+        all.insert(all.iter().position(below).unwrap_or(all.len()), dev);
+    }
+    Ok(all)
+}
+
+fn devices(linux: Option<&Linux>) -> Result<Vec<Node>, PlanError> {
+    let mut nodes = Vec::new();
+    for device in linux.and_then(|l| l.devices().as_ref()).into_iter().flatten() {
+        let path = absolute(&device.path().to_string_lossy(), "linux.devices")?;
+        let refuse = |why: &str| PlanError::refused("linux.devices", format!("`{}`: {why}", path.display()));
+        let kind = match device.typ() {
+            LinuxDeviceType::C | LinuxDeviceType::U => NodeKind::Char,
+            LinuxDeviceType::B => NodeKind::Block,
+            LinuxDeviceType::P => NodeKind::Fifo,
+            LinuxDeviceType::A => return Err(refuse("type `a` is no device node")),
+        };
+        let number = |value: i64| u32::try_from(value).map_err(|_| refuse("major and minor must not be negative"));
+        let (major, minor) = match kind {
+            NodeKind::Fifo => (0, 0),
+            _ => (number(device.major())?, number(device.minor())?),
+        };
+        nodes.push(Node {
+            kind,
+            major,
+            minor,
+            mode: device.file_mode().unwrap_or(0o666),
+            uid: device.uid().unwrap_or(0),
+            gid: device.gid().unwrap_or(0),
+            path,
+        });
+    }
+    let mut all = crate::dev::defaults(&nodes);
+    all.extend(nodes);
+    Ok(all)
+}
+
+fn sysctl(linux: Option<&Linux>) -> Result<Vec<(String, String)>, PlanError> {
+    let mut all = Vec::new();
+    for (key, value) in linux.and_then(|l| l.sysctl().as_ref()).into_iter().flatten() {
+        // Both forms are in use: dots, and slashes where a name has a dot in it.
+        let dotted = if key.contains('/') { key.replace('.', "\u{0}").replace('/', ".") } else { key.clone() };
+        let field = format!("linux.sysctl.{key}");
+        match checks::sysctl_namespace(&dotted) {
+            None => return Err(PlanError::refused(field, "no namespace keeps it from the rest of the node")),
+            Some(kind) if !checks::has_own(linux, kind) => {
+                return Err(PlanError::refused(field, format!("the container has no {kind} namespace of its own")));
+            }
+            Some(_) => {}
+        }
+        let path = dotted.replace('.', "/").replace('\u{0}', ".");
+        if path.split('/').any(|part| part.is_empty() || part == "..") {
+            return Err(PlanError::refused(field, "it is not a sysctl name"));
+        }
+        all.push((path, value.clone()));
+    }
+    all.sort();
+    Ok(all)
+}
+
+fn oom_score(process: &oci::Process) -> Result<Option<i32>, PlanError> {
+    match process.oom_score_adj() {
+        Some(v) if !(-1000..=1000).contains(&v) => {
+            Err(PlanError::refused("process.oomScoreAdj", format!("{v} is not between -1000 and 1000")))
+        }
+        v => Ok(v),
+    }
+}
+
+/// The last capability number of a set's bit mask and the mask itself.
+fn capability_mask(set: Option<&oci::Capabilities>) -> u64 {
+    set.into_iter().flatten().fold(0, |mask, c| mask | capability_bit(*c))
+}
+
+fn capability_bit(capability: oci::Capability) -> u64 {
+    // The names are the kernel's on both sides; one that the other list lacks cannot be granted.
+    format!("CAP_{capability}").parse::<caps::Capability>().map_or(0, |c| c.bitmask())
+}
+
+pub(super) fn process_words(process: &oci::Process, own_users: bool) -> Result<Process, PlanError> {
+    let args = process.args().as_ref().filter(|a| !a.is_empty()).ok_or(PlanError::Missing { field: "process.args" })?;
+    let args = args.iter().map(|a| c_string("process.args", a)).collect::<Result<_, _>>()?;
+    let mut env = Vec::new();
+    for pair in process.env().iter().flatten() {
+        env.push(c_string("process.env", pair)?);
+    }
+    let cwd = absolute(&process.cwd().to_string_lossy(), "process.cwd")?;
+    let user = process.user();
+    let umask = user.umask().unwrap_or(0o022);
+    if umask > 0o777 {
+        return Err(PlanError::refused("process.user.umask", format!("{umask:o} is more than 777")));
+    }
+    let capabilities = match process.capabilities() {
+        None => CapabilitySets::default(),
+        Some(sets) => CapabilitySets {
+            bounding: capability_mask(sets.bounding().as_ref()),
+            effective: capability_mask(sets.effective().as_ref()),
+            inheritable: capability_mask(sets.inheritable().as_ref()),
+            permitted: capability_mask(sets.permitted().as_ref()),
+            ambient: capability_mask(sets.ambient().as_ref()),
+        },
+    };
+    capabilities_fit(&capabilities, own_users)?;
+    let mut rlimits = Vec::new();
+    for limit in process.rlimits().iter().flatten() {
+        let name = limit.typ().to_string();
+        if rlimits.iter().any(|l: &Limit| l.name == name) {
+            return Err(PlanError::refused("process.rlimits", format!("{name} is there twice")));
+        }
+        if limit.soft() > limit.hard() {
+            return Err(PlanError::refused("process.rlimits", format!("{name}: soft is above hard")));
+        }
+        rlimits.push(Limit { resource: limit_number(limit.typ()), soft: limit.soft(), hard: limit.hard(), name });
+    }
+    Ok(Process {
+        args,
+        env,
+        cwd,
+        uid: user.uid(),
+        gid: user.gid(),
+        groups: user.additional_gids().clone().unwrap_or_default(),
+        umask,
+        capabilities,
+        no_new_privs: process.no_new_privileges().unwrap_or(false),
+        rlimits,
+        label: label(process)?,
+    })
+}
+
+/// The rules of capset(2) and prctl(2), said before anything is made.
+fn capabilities_fit(sets: &CapabilitySets, own_users: bool) -> Result<(), PlanError> {
+    let names = |mask: u64| {
+        let all = caps::all();
+        let mut list: Vec<String> =
+            all.iter().filter(|c| mask & c.bitmask() != 0).map(ToString::to_string).collect();
+        list.sort();
+        list.join(", ")
+    };
+    let refuse = |field: &str, mask: u64, why: &str| {
+        Err(PlanError::refused(format!("process.capabilities.{field}"), format!("{} {why}", names(mask))))
+    };
+    let checks = [
+        ("effective", sets.effective & !sets.permitted, "is not in permitted"),
+        ("ambient", sets.ambient & !sets.permitted, "is not in permitted"),
+        ("ambient", sets.ambient & !sets.inheritable, "is not in inheritable"),
+    ];
+    for (field, mask, why) in checks {
+        if mask != 0 {
+            return refuse(field, mask, why);
+        }
+    }
+    if own_users {
+        return Ok(()); // the first process of a user namespace has them all
+    }
+    let wanted = sets.permitted | sets.bounding | sets.inheritable;
+    let mine = caps::read(None, caps::CapSet::Permitted)
+        .map_err(|e| PlanError::refused("process.capabilities", format!("cannot read one's own: {e}")))?;
+    let mine = mine.iter().fold(0, |mask, c| mask | c.bitmask());
+    if wanted & !mine != 0 {
+        return refuse("permitted", wanted & !mine, "is not held by the runtime itself");
+    }
+    Ok(())
+}
+
+fn limit_number(kind: oci::PosixRlimitType) -> u32 {
+    use oci::PosixRlimitType as T;
+    let number = match kind {
+        T::RlimitCpu => libc::RLIMIT_CPU,
+        T::RlimitFsize => libc::RLIMIT_FSIZE,
+        T::RlimitData => libc::RLIMIT_DATA,
+        T::RlimitStack => libc::RLIMIT_STACK,
+        T::RlimitCore => libc::RLIMIT_CORE,
+        T::RlimitRss => libc::RLIMIT_RSS,
+        T::RlimitNproc => libc::RLIMIT_NPROC,
+        T::RlimitNofile => libc::RLIMIT_NOFILE,
+        T::RlimitMemlock => libc::RLIMIT_MEMLOCK,
+        T::RlimitAs => libc::RLIMIT_AS,
+        T::RlimitLocks => libc::RLIMIT_LOCKS,
+        T::RlimitSigpending => libc::RLIMIT_SIGPENDING,
+        T::RlimitMsgqueue => libc::RLIMIT_MSGQUEUE,
+        T::RlimitNice => libc::RLIMIT_NICE,
+        T::RlimitRtprio => libc::RLIMIT_RTPRIO,
+        T::RlimitRttime => libc::RLIMIT_RTTIME,
+    };
+    number as u32
+}
+
+fn selinux_enabled() -> bool {
+    Path::new("/sys/fs/selinux/enforce").exists()
+}
+
+fn label(process: &oci::Process) -> Result<Option<Label>, PlanError> {
+    let some = |l: &Option<String>| l.clone().filter(|l| !l.is_empty());
+    match (some(process.selinux_label()), some(process.apparmor_profile())) {
+        (Some(_), _) if !selinux_enabled() => {
+            Err(PlanError::refused("process.selinuxLabel", "SELinux is not enabled on this node"))
+        }
+        (Some(_), Some(_)) => {
+            Err(PlanError::refused("process.apparmorProfile", "process.selinuxLabel is there too"))
+        }
+        (Some(label), None) => Ok(Some(Label::Selinux(label))),
+        (None, Some(profile)) if profile == "unconfined" => Ok(None),
+        (None, Some(profile)) => {
+            let on = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
+            if on.is_ok_and(|v| v.trim() == "Y") {
+                Ok(Some(Label::Apparmor(profile)))
+            } else {
+                Err(PlanError::refused("process.apparmorProfile", "AppArmor is not enabled on this node"))
+            }
+        }
+        (None, None) => Ok(None),
+    }
+}
+
+fn hooks_of(kind: &'static str, hooks: Option<&Vec<oci::Hook>>) -> Result<Vec<Hook>, PlanError> {
+    let mut all = Vec::new();
+    for hook in hooks.into_iter().flatten() {
+        let refuse = |why: String| Err(PlanError::refused(format!("hooks.{kind}"), why));
+        if !hook.path().is_absolute() {
+            return refuse(format!("`{}` is not an absolute path", hook.path().display()));
+        }
+        let timeout = match hook.timeout() {
+            None => None,
+            Some(t) => match u64::try_from(t) {
+                Ok(t) if t > 0 => Some(t),
+                _ => return refuse(format!("timeout {t} is not above 0")),
+            },
+        };
+        all.push(Hook {
+            path: hook.path().clone(),
+            args: hook.args().clone().unwrap_or_default(),
+            env: hook.env().clone(),
+            timeout,
+        });
+    }
+    Ok(all)
+}
+
+/// The hooks that run in the runtime's namespaces.
+pub(super) fn outer_hooks(spec: &Spec) -> Result<Hooks, PlanError> {
+    let Some(hooks) = spec.hooks() else { return Ok(Hooks::default()) };
+    #[allow(deprecated)] // prestart is deprecated and still in the specification
+    let prestart = hooks_of("prestart", hooks.prestart().as_ref())?;
+    Ok(Hooks {
+        prestart,
+        create_runtime: hooks_of("createRuntime", hooks.create_runtime().as_ref())?,
+        poststart: hooks_of("poststart", hooks.poststart().as_ref())?,
+        poststop: hooks_of("poststop", hooks.poststop().as_ref())?,
+    })
+}
+
+/// uid_map and gid_map as text; both empty without a user namespace.
+pub(super) fn id_maps(linux: Option<&Linux>) -> Result<(String, String), PlanError> {
+    let text = |list: Option<&Vec<oci::LinuxIdMapping>>| {
+        let lines = list.into_iter().flatten();
+        lines.map(|m| format!("{} {} {}\n", m.container_id(), m.host_id(), m.size())).collect::<String>()
+    };
+    let maps = (text(linux.and_then(|l| l.uid_mappings().as_ref())), text(linux.and_then(|l| l.gid_mappings().as_ref())));
+    let own = checks::has_own(linux, LinuxNamespaceType::User);
+    for (field, map) in [("linux.uidMappings", &maps.0), ("linux.gidMappings", &maps.1)] {
+        if own && map.is_empty() {
+            return Err(PlanError::refused_hint(
+                field,
+                "a user namespace without mappings has no users",
+                format!("add {field} to the configuration"),
+            ));
+        }
+        if !own && !map.is_empty() {
+            return Err(PlanError::refused(field, "the container has no user namespace of its own"));
+        }
+    }
+    Ok(maps)
+}
+
+/// ioprio class number and level.
+pub(super) fn io_priority(process: &oci::Process) -> Result<Option<(u32, u32)>, PlanError> {
+    let Some(io) = process.io_priority() else { return Ok(None) };
+    let class = match io.class() {
+        IOPriorityClass::IoprioClassRt => 1,
+        IOPriorityClass::IoprioClassBe => 2,
+        IOPriorityClass::IoprioClassIdle => 3,
+    };
+    match u32::try_from(io.priority()) {
+        Ok(level) if level <= 7 => Ok(Some((class, level))),
+        _ => Err(PlanError::refused("process.ioPriority.priority", format!("{} is not 0 to 7", io.priority()))),
+    }
+}
+
+/// `linux.netDevices`.
+pub(super) fn net_devices(linux: Option<&Linux>) -> Vec<Interface> {
+    let all = linux.and_then(|l| l.net_devices().as_ref()).into_iter().flatten();
+    let mut all: Vec<Interface> = all
+        .map(|(name, device)| Interface { name: name.clone(), index: None, rename: device.name().clone() })
+        .collect();
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    all
+}
+
+/// The resources with the device rules made whole: everything is denied unless the rules say otherwise, and the
+/// devices that every container has are allowed after them.
+pub(super) fn resources(wanted: Option<&LinuxResources>, hierarchy: &Hierarchy) -> LinuxResources {
+    let mut resources = wanted.cloned().unwrap_or_default();
+    let mut rules = resources.devices().clone().unwrap_or_default();
+    if rules.is_empty() {
+        if hierarchy.tree(Controller::Devices).is_none() {
+            return resources;
+        }
+        rules.push(rule(LinuxDeviceType::A, None, None, false, "rwm"));
+    }
+    for kind in [LinuxDeviceType::C, LinuxDeviceType::B] {
+        rules.push(rule(kind, None, None, true, "m"));
+    }
+    for (major, minor) in [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2)] {
+        rules.push(rule(LinuxDeviceType::C, Some(major), Some(minor), true, "rwm"));
+    }
+    rules.push(rule(LinuxDeviceType::C, Some(136), None, true, "rwm"));
+    resources.set_devices(Some(rules));
+    resources
+}
+
+fn rule(
+    kind: LinuxDeviceType,
+    major: Option<i64>,
+    minor: Option<i64>,
+    allow: bool,
+    access: &str,
+) -> LinuxDeviceCgroup {
+    let mut rule = LinuxDeviceCgroup::default();
+    rule.set_allow(allow).set_typ(Some(kind)).set_major(major).set_minor(minor).set_access(Some(access.to_owned()));
+    rule
+}

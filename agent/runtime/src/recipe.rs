@@ -1,0 +1,134 @@
+//! What the new process does, worked out beforehand: plain data, no lookups left.
+//!
+//! Written by [`crate::plan`], read by [`crate::child`] after the clone from its copy of the memory.
+
+use std::ffi::CString;
+use std::path::PathBuf;
+
+use crate::options::Options;
+use crate::proof::CapabilitySets;
+
+/// The whole set-up of one container.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Recipe {
+    pub(crate) id: String,
+    pub(crate) root: Root,
+    pub(crate) root_readonly: bool,
+    /// `MS_SHARED`, … and whether recursively.
+    pub(crate) propagation: Option<(u64, bool)>,
+    pub(crate) mounts: Vec<Mount>,
+    pub(crate) devices: Vec<Node>,
+    /// Nodes are bind mounts of the host's (user namespaces).
+    pub(crate) bind_devices: bool,
+    pub(crate) masked: Vec<PathBuf>,
+    pub(crate) readonly: Vec<PathBuf>,
+    /// `CLONE_NEW*` of the namespaces to be made.
+    pub(crate) new: u64,
+    /// Namespaces to be joined by path: `CLONE_NEW*`, path.
+    pub(crate) joined: Vec<(u64, PathBuf)>,
+    pub(crate) hostname: Option<String>,
+    pub(crate) domainname: Option<String>,
+    /// Path below /proc/sys, value.
+    pub(crate) sysctl: Vec<(String, String)>,
+    pub(crate) process: Process,
+    /// Label of new files on file systems made for the container (SELinux `context=`).
+    pub(crate) mount_label: Option<String>,
+    /// PER_* domain of personality(2).
+    pub(crate) personality: Option<u64>,
+    pub(crate) oom_score_adj: Option<i32>,
+    /// SIGKILL when the caller ends.
+    pub(crate) die_with_parent: bool,
+    /// createContainer hooks are there.
+    pub(crate) hooks_before_pivot: bool,
+    /// prestart or createRuntime hooks are there.
+    pub(crate) hooks_outside: bool,
+    /// startContainer hooks.
+    pub(crate) hooks_inside: Vec<crate::hooks::Hook>,
+    pub(crate) create_container_hooks: Vec<crate::hooks::Hook>,
+    /// A seccomp filter will come.
+    pub(crate) filtered: bool,
+    /// cgroup directories for mounts of type cgroup: controller names, host path.
+    pub(crate) cgroups: Vec<(String, PathBuf)>,
+    pub(crate) cgroup_v2: bool,
+}
+
+/// Credentials, limits and words of one process inside.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Process {
+    pub(crate) args: Vec<CString>,
+    pub(crate) env: Vec<CString>,
+    pub(crate) cwd: PathBuf,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) groups: Vec<u32>,
+    pub(crate) umask: u32,
+    pub(crate) capabilities: CapabilitySets,
+    pub(crate) no_new_privs: bool,
+    /// `RLIMIT_*` number, name, soft, hard.
+    pub(crate) rlimits: Vec<Limit>,
+    pub(crate) label: Option<Label>,
+}
+
+/// One resource limit.
+#[derive(Debug, Clone)]
+pub(crate) struct Limit {
+    pub(crate) name: String,
+    pub(crate) resource: u32,
+    pub(crate) soft: u64,
+    pub(crate) hard: u64,
+}
+
+/// The label a process gets at exec.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Label {
+    Selinux(String),
+    Apparmor(String),
+}
+
+/// Where the root file system comes from.
+#[derive(Debug, Clone)]
+pub(crate) enum Root {
+    Dir(PathBuf),
+    /// Layers, topmost first; read-only without `upper` and `work`.
+    Overlay {
+        lower: Vec<PathBuf>,
+        upper: Option<(PathBuf, PathBuf)>,
+        /// An existing directory that the overlay is mounted on, in the container's mount namespace alone.
+        at: PathBuf,
+    },
+}
+
+impl Default for Root {
+    fn default() -> Self {
+        Self::Dir(PathBuf::new())
+    }
+}
+
+/// One mount.
+#[derive(Debug, Clone)]
+pub(crate) struct Mount {
+    pub(crate) destination: PathBuf,
+    pub(crate) source: PathBuf,
+    pub(crate) fs: String,
+    pub(crate) options: Options,
+}
+
+/// One device node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Node {
+    pub(crate) path: PathBuf,
+    pub(crate) kind: NodeKind,
+    pub(crate) major: u32,
+    pub(crate) minor: u32,
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+}
+
+/// Kind of a device node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NodeKind {
+    Char,
+    Block,
+    Fifo,
+}
