@@ -20,6 +20,7 @@ use serde::de::{
 use serde::de::{VariantAccess, Visitor};
 use serde::forward_to_deserialize_any;
 
+use crate::ghost::Ghost;
 use crate::tree::{Entry, Node, Value};
 
 /// The field names of a struct, or the variants of an enum.
@@ -138,7 +139,7 @@ fn describe(found: Unexpected<'_>) -> String {
 pub(crate) struct Context {
     /// Values that are skipped from now on.
     pub(crate) dead: HashSet<u32>,
-    /// Stand-ins for fields that must be there and are not, or are dead: which of [`CANDIDATES`] is tried.
+    /// Stand-ins for fields that must be there and are not, or are dead: which of `ghost`'s candidates is tried.
     pub(crate) ghosts: HashMap<(u32, &'static str), usize>,
     /// Unknown keys of structs, by the id of their value.
     pub(crate) unknown: RefCell<BTreeMap<u32, Names>>,
@@ -425,9 +426,9 @@ impl<'de> MapAccess<'de> for Map<'_> {
     }
 }
 
-struct Variant<'a> {
-    name: &'a str,
-    value: Option<De<'a>>,
+pub(crate) struct Variant<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) value: Option<De<'a>>,
 }
 
 impl<'de, 'a> EnumAccess<'de> for Variant<'a> {
@@ -444,7 +445,7 @@ impl<'de, 'a> EnumAccess<'de> for Variant<'a> {
     }
 }
 
-struct Payload<'a>(Option<De<'a>>);
+pub(crate) struct Payload<'a>(Option<De<'a>>);
 
 impl<'a> Payload<'a> {
     fn value(self, expected: &str) -> Result<De<'a>, Error> {
@@ -478,132 +479,5 @@ impl<'de> VariantAccess<'de> for Payload<'_> {
     fn struct_variant<V: Visitor<'de>>(self, fields: Names, visitor: V) -> Result<V::Value, Error> {
         self.value("`name: {fields}`")?
             .deserialize_struct("", fields, visitor)
-    }
-}
-
-/// Texts that are tried in turn for a value that stands in; one behind them stands for "a number".
-const CANDIDATES: [&str; 5] = ["x", "1s", "1Mi", "/x", "KERNEL==\"x\""];
-/// How many times a stand-in is tried.
-pub(crate) const ATTEMPTS: usize = CANDIDATES.len() + 1;
-
-/// A value made up, so that what stands beside a missing or faulty one is still read. Never in a result
-/// without faults.
-#[derive(Clone, Copy)]
-struct Ghost(usize);
-
-impl<'de> Deserializer<'de> for Ghost {
-    type Error = Error;
-
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        match CANDIDATES.get(self.0) {
-            Some(text) => visitor.visit_str(text),
-            None => visitor.visit_u64(1),
-        }
-    }
-
-    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        visitor.visit_bool(false)
-    }
-
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        visitor.visit_none()
-    }
-
-    fn deserialize_unit<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        visitor.visit_unit()
-    }
-
-    fn deserialize_newtype_struct<V: Visitor<'de>>(
-        self,
-        _: &'static str,
-        visitor: V,
-    ) -> Result<V::Value, Error> {
-        visitor.visit_newtype_struct(self)
-    }
-
-    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        visitor.visit_seq(de::value::SeqDeserializer::<_, Error>::new(
-            std::iter::empty::<u32>(),
-        ))
-    }
-
-    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        visitor.visit_map(GhostFields {
-            fields: [].iter(),
-            attempt: self.0,
-        })
-    }
-
-    fn deserialize_struct<V: Visitor<'de>>(
-        self,
-        _: &'static str,
-        fields: Names,
-        visitor: V,
-    ) -> Result<V::Value, Error> {
-        visitor.visit_map(GhostFields {
-            fields: fields.iter(),
-            attempt: self.0,
-        })
-    }
-
-    fn deserialize_enum<V: Visitor<'de>>(
-        self,
-        _: &'static str,
-        names: Names,
-        visitor: V,
-    ) -> Result<V::Value, Error> {
-        visitor.visit_enum(Variant {
-            name: names.get(self.0).or(names.first()).unwrap_or(&""),
-            value: None,
-        })
-    }
-
-    fn deserialize_u8<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        visitor.visit_u64(1)
-    }
-
-    fn deserialize_u16<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        visitor.visit_u64(1)
-    }
-
-    fn deserialize_u32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        visitor.visit_u64(1)
-    }
-
-    fn deserialize_u64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        visitor.visit_u64(1)
-    }
-
-    fn deserialize_i32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        visitor.visit_u64(1)
-    }
-
-    fn deserialize_i64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        visitor.visit_u64(1)
-    }
-
-    forward_to_deserialize_any! {
-        i8 i16 i128 u128 f32 f64 char str string bytes byte_buf unit_struct tuple tuple_struct identifier
-        ignored_any
-    }
-}
-
-struct GhostFields {
-    fields: std::slice::Iter<'static, &'static str>,
-    attempt: usize,
-}
-
-impl<'de> MapAccess<'de> for GhostFields {
-    type Error = Error;
-
-    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Error> {
-        self.fields
-            .next()
-            .map(|field| seed.deserialize(StrDeserializer::<Error>::new(field)))
-            .transpose()
-    }
-
-    fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, Error> {
-        seed.deserialize(Ghost(self.attempt))
     }
 }

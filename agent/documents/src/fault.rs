@@ -145,7 +145,10 @@ pub(crate) fn nearest<'a>(text: &str, candidates: impl IntoIterator<Item = &'a s
             }
             (distance, candidate)
         })
-        .filter(|(distance, candidate)| *distance <= (candidate.chars().count() / 3).max(1))
+        .filter(|(distance, candidate)| {
+            let length = candidate.chars().count();
+            *distance <= (length / 3).max(1) && *distance < length.max(wanted.chars().count())
+        })
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
         .filter(|candidate| !candidate.is_empty())

@@ -1,13 +1,14 @@
 //! Files and folders → a checked [`Set`] and every fault.
 //!
-//! Only [`check`] and [`load`] touch the file system: regular files alone are read, never more than
-//! [`MAX_BYTES`] of one, so that a pipe or a device named by mistake neither blocks nor fills the memory.
+//! Only [`check`] and [`load`] touch the file system (`files`).
+
+mod files;
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs;
 use std::path::{Path, PathBuf};
 
+use berth_rt::topology::Topology;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
@@ -17,7 +18,7 @@ use crate::fault::{Fault, Problem, Severity};
 use crate::recover::{self, Outcome, Placed};
 use crate::set::Set;
 use crate::specs::Spec;
-use crate::tree::{self, MAX_BYTES, Node, Parsed};
+use crate::tree::{self, Node, Parsed};
 
 /// Most files of one run.
 const MAX_FILES: usize = 1000;
@@ -29,6 +30,21 @@ pub struct Source {
     pub name: PathBuf,
     /// YAML.
     pub text: String,
+}
+
+/// What documents are checked against beside each other.
+#[derive(Debug, Clone, Copy)]
+pub struct Against<'a> {
+    /// The documents that are there already.
+    pub base: &'a Set,
+    /// The node they are for; without it a `Node` is checked only as far as that needs none.
+    pub topology: Option<&'a Topology>,
+}
+
+impl<'a> From<&'a Set> for Against<'a> {
+    fn from(base: &'a Set) -> Self {
+        Self { base, topology: None }
+    }
 }
 
 /// What came of reading documents.
@@ -67,8 +83,14 @@ pub fn load(paths: &[PathBuf]) -> Result<Set, Vec<Fault>> {
 
 /// As [`load`], onto the documents that are there already: what those hold may be named, and what is read
 /// takes the place of theirs with the same kind and name.
-pub fn check(paths: &[PathBuf], base: &Set) -> Report {
-    let mut reading = Reading::default();
+///
+/// `against` is a `&Set`, or an [`Against`] with the node's topology.
+pub fn check<'a>(paths: &[PathBuf], against: impl Into<Against<'a>>) -> Report {
+    let Against { base, topology } = against.into();
+    let mut reading = Reading {
+        topology,
+        ..Reading::default()
+    };
     let mut files = Vec::new();
     for path in paths {
         reading.collect(path, &mut files);
@@ -97,8 +119,12 @@ pub fn check(paths: &[PathBuf], base: &Set) -> Report {
 }
 
 /// As [`check`], of texts that were read elsewhere.
-pub fn check_sources(sources: &[Source], base: &Set) -> Report {
-    let mut reading = Reading::default();
+pub fn check_sources<'a>(sources: &[Source], against: impl Into<Against<'a>>) -> Report {
+    let Against { base, topology } = against.into();
+    let mut reading = Reading {
+        topology,
+        ..Reading::default()
+    };
     for source in sources {
         reading.begin_file();
         reading.text(&source.name, &source.text);
@@ -115,7 +141,7 @@ pub(crate) fn own_problems(set: &Set) -> Vec<(String, Vec<Problem>)> {
     ) {
         for (key, document) in documents {
             let mut problems = document.metadata.validate();
-            problems.extend(document.spec.problems());
+            problems.extend(document.spec.problems(None));
             if key != document.name() {
                 problems.push(
                     Problem::new("metadata.name", format!("found `{}`", document.name())).expected(key),
@@ -152,7 +178,8 @@ struct Kept {
 }
 
 #[derive(Default)]
-struct Reading {
+struct Reading<'a> {
+    topology: Option<&'a Topology>,
     set: Set,
     /// With the file's number, for the order.
     faults: Vec<(usize, Fault)>,
@@ -164,100 +191,9 @@ struct Reading {
     file_index: usize,
 }
 
-impl Reading {
+impl Reading<'_> {
     fn begin_file(&mut self) {
         self.file_index += 1;
-    }
-
-    fn whole(&mut self, file: &Path, message: impl Into<String>, hint: Option<&str>) {
-        self.lost = true;
-        self.faults.push((
-            self.file_index,
-            Fault {
-                file: file.to_owned(),
-                line: 0,
-                column: 0,
-                path: String::new(),
-                message: message.into(),
-                expected: None,
-                hint: hint.map(str::to_owned),
-                severity: Severity::Error,
-            },
-        ));
-    }
-
-    /// The files that `path` stands for.
-    fn collect(&mut self, path: &Path, files: &mut Vec<PathBuf>) {
-        if !path.is_dir() {
-            files.push(path.to_owned());
-            return;
-        }
-        let entries = match fs::read_dir(path).and_then(Iterator::collect::<Result<Vec<_>, _>>) {
-            Ok(entries) => entries,
-            Err(error) => {
-                self.whole(path, format!("the folder cannot be read: {error}"), None);
-                return;
-            }
-        };
-        let mut found: Vec<PathBuf> = entries
-            .into_iter()
-            .map(|entry| entry.path())
-            .filter(|path| path.extension().is_some_and(|e| e == "yaml" || e == "yml"))
-            .filter(|path| {
-                !path
-                    .file_name()
-                    .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
-            })
-            .filter(|path| !path.is_dir())
-            .collect();
-        found.sort();
-        files.append(&mut found);
-    }
-
-    fn read(&mut self, file: &Path) -> Option<String> {
-        match fs::metadata(file) {
-            Ok(metadata) if metadata.is_file() => {}
-            Ok(_) => {
-                self.whole(
-                    file,
-                    "not a regular file",
-                    Some("name a file or a folder of *.yaml and *.yml files"),
-                );
-                return None;
-            }
-            Err(error) => {
-                self.whole(file, format!("cannot be read: {error}"), None);
-                return None;
-            }
-        }
-        let mut bytes = Vec::new();
-        let limit = MAX_BYTES as u64 + 1;
-        if let Err(error) = File::open(file).and_then(|open| open.take(limit).read_to_end(&mut bytes)) {
-            self.whole(file, format!("cannot be read: {error}"), None);
-            return None;
-        }
-        if bytes.len() > MAX_BYTES {
-            self.whole(
-                file,
-                format!("longer than {MAX_BYTES} bytes"),
-                Some("split it into several files"),
-            );
-            return None;
-        }
-        match String::from_utf8(bytes) {
-            Ok(text) => Some(text),
-            Err(error) => {
-                let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
-                let good = String::from_utf8_lossy(good);
-                let line = good.matches('\n').count() + 1;
-                let column = good.rsplit('\n').next().map_or(0, |tail| tail.chars().count()) + 1;
-                self.whole(file, "not UTF-8 text", Some("save the file as UTF-8"));
-                if let Some((_, fault)) = self.faults.last_mut() {
-                    (fault.line, fault.column) = (line, column);
-                }
-                None
-            }
-        }
     }
 
     fn text(&mut self, file: &Path, text: &str) {
@@ -338,7 +274,7 @@ impl Reading {
         };
         if let Some(envelope) = &value {
             let mut problems = envelope.metadata.validate();
-            problems.extend(envelope.spec.problems());
+            problems.extend(envelope.spec.problems(self.topology));
             self.problems(file, &root, problems, &poisoned, &dead);
         }
         let key = (kind, name.clone());
@@ -358,25 +294,24 @@ impl Reading {
             self.problems(file, &root, vec![problem], &[], &HashSet::new());
             return;
         }
-        if kind == Kind::Node {
-            if let Some(first) = self
+        if kind == Kind::Node
+            && let Some(first) = self
                 .kept
                 .iter()
                 .find(|((kind, _), _)| *kind == Kind::Node)
                 .map(|(_, kept)| kept)
-            {
-                let at = recover::place(&first.root, "kind");
-                let problem = Problem::new("kind", "a second Node")
-                    .expected(format!(
-                        "one; {}:{}:{} is the first",
-                        first.file.display(),
-                        at.line,
-                        at.column
-                    ))
-                    .hint("a node has one profile: join the two");
-                self.problems(file, &root, vec![problem], &[], &HashSet::new());
-                return;
-            }
+        {
+            let at = recover::place(&first.root, "kind");
+            let problem = Problem::new("kind", "a second Node")
+                .expected(format!(
+                    "one; {}:{}:{} is the first",
+                    first.file.display(),
+                    at.line,
+                    at.column
+                ))
+                .hint("a node has one profile: join the two");
+            self.problems(file, &root, vec![problem], &[], &HashSet::new());
+            return;
         }
         match value {
             // A faulty document is kept too: what others say of it is judged, where it is not itself at fault.

@@ -4,19 +4,22 @@
 //! error; it is recorded with its place, the node at fault is taken out (or a stand-in put in, where the key
 //! must be there), and the next pass finds the next one. What only follows from an earlier fault (a missing
 //! key that is there but faulty) is not told. Each turn takes out a node or tries another stand-in, and
-//! [`MAX_FAULTS`] bounds the turns.
+//! [`MAX_PASSES`] bounds the turns.
 
 use std::collections::{BTreeSet, HashSet};
 
 use serde::de::DeserializeOwned;
 
-use crate::de::{ATTEMPTS, At, Context, De, Error, Names, Wrong};
+use crate::de::{At, Context, De, Error, Names, Wrong};
 use crate::document::shown;
 use crate::fault::{Problem, nearest};
+use crate::ghost::ATTEMPTS;
 use crate::tree::{Node, Pos, Value};
 
 /// Most faults that are told of one document.
 const MAX_FAULTS: usize = 100;
+/// Most passes over one document.
+const MAX_PASSES: usize = 500;
 /// Longest list of names that is told in full.
 const MAX_NAMES: usize = 20;
 
@@ -48,7 +51,9 @@ pub(crate) fn read<T: DeserializeOwned>(root: &Node) -> Outcome<T> {
         strangers: BTreeSet::new(),
         poisoned: Vec::new(),
     };
+    let mut passes = 0;
     let value = loop {
+        passes += 1;
         let result = T::deserialize(De {
             node: root,
             context: &reader.context,
@@ -62,8 +67,8 @@ pub(crate) fn read<T: DeserializeOwned>(root: &Node) -> Outcome<T> {
                 }
             }
         }
-        if reader.faults.len() >= MAX_FAULTS {
-            let problem = Problem::new("", format!("more than {MAX_FAULTS} faults: the rest is not told"));
+        if reader.faults.len() >= MAX_FAULTS || passes >= MAX_PASSES {
+            let problem = Problem::new("", "too many faults: only the first are told");
             reader.faults.push(Placed {
                 pos: root.pos,
                 problem,
@@ -104,7 +109,7 @@ impl<'a> Reader<'a> {
     fn unknown_keys(&mut self) {
         let unknown = std::mem::take(self.context.unknown.get_mut());
         for (id, known) in unknown {
-            if self.told.insert(id) {
+            if self.faults.len() < MAX_FAULTS && self.told.insert(id) {
                 self.unknown_key(id, known);
             }
         }
@@ -246,51 +251,48 @@ fn join(path: &str, key: &str) -> String {
 }
 
 fn find(root: &Node, id: u32) -> Option<Found<'_>> {
-    fn below<'a>(found: Found<'a>, id: u32) -> Option<Found<'a>> {
-        if found.node.id == id {
-            return Some(found);
-        }
-        let parent = Some(found.node);
-        match &found.node.value {
+    // The path is made on the way back, for the one value that is found.
+    fn below<'a>(parent: &'a Node, id: u32) -> Option<Found<'a>> {
+        let found = |node: &'a Node, key_pos, key: &'a str| {
+            if node.id == id {
+                return Some(Found {
+                    node,
+                    path: String::new(),
+                    key_pos,
+                    key,
+                    parent: Some(parent),
+                });
+            }
+            below(node, id)
+        };
+        let prefixed = |mut found: Found<'a>, step: String| {
+            if !found.path.is_empty() && !found.path.starts_with('[') {
+                found.path.insert(0, '.');
+            }
+            found.path.insert_str(0, &step);
+            found
+        };
+        match &parent.value {
             Value::Scalar { .. } => None,
             Value::Seq(items) => items.iter().enumerate().find_map(|(index, node)| {
-                let path = format!("{}[{index}]", found.path);
-                below(
-                    Found {
-                        node,
-                        path,
-                        key_pos: node.pos,
-                        key: "",
-                        parent,
-                    },
-                    id,
-                )
+                found(node, node.pos, "").map(|found| prefixed(found, format!("[{index}]")))
             }),
             Value::Map(entries) => entries.iter().find_map(|entry| {
-                let path = join(&found.path, &shown(&entry.key));
-                below(
-                    Found {
-                        node: &entry.value,
-                        path,
-                        key_pos: entry.key_pos,
-                        key: &entry.key,
-                        parent,
-                    },
-                    id,
-                )
+                let found = found(&entry.value, entry.key_pos, &entry.key);
+                found.map(|found| prefixed(found, shown(&entry.key)))
             }),
         }
     }
-    below(
-        Found {
+    if root.id == id {
+        return Some(Found {
             node: root,
             path: String::new(),
             key_pos: root.pos,
             key: "",
             parent: None,
-        },
-        id,
-    )
+        });
+    }
+    below(root, id)
 }
 
 /// The only value below `node` that satisfies `test`; `None` where there are several.

@@ -4,36 +4,81 @@
 
 use serde::de::DeserializeOwned;
 
+use berth_rt::topology::Topology;
+
 use crate::fault::Problem;
 use crate::workload::WorkloadSpec;
 
 pub use berth_hotplug::rule::RuleSpec;
+pub use berth_rt::node::NodeSpec;
 
-/// `kind: Node`.
-pub type NodeSpec = serde_json::Value;
 /// `kind: SecurityProfile`.
 pub type ProfileSpec = serde_json::Value;
 
 /// A kind's spec.
 pub(crate) trait Spec: DeserializeOwned {
-    /// What is wrong with it by itself; paths start with `spec`.
-    fn problems(&self) -> Vec<Problem>;
+    /// What is wrong with it by itself, and on the node of this topology where one is given; paths start with
+    /// `spec`.
+    fn problems(&self, topology: Option<&Topology>) -> Vec<Problem>;
 }
 
 impl Spec for WorkloadSpec {
-    fn problems(&self) -> Vec<Problem> {
+    fn problems(&self, _: Option<&Topology>) -> Vec<Problem> {
         self.validate()
     }
 }
 
 impl Spec for serde_json::Value {
-    fn problems(&self) -> Vec<Problem> {
+    fn problems(&self, _: Option<&Topology>) -> Vec<Problem> {
         Vec::new()
     }
 }
 
+impl Spec for NodeSpec {
+    fn problems(&self, topology: Option<&Topology>) -> Vec<Problem> {
+        const SIDES: [&str; 2] = ["spec.cpus.housekeeping", "spec.cpus.isolated"];
+        if let Some(topology) = topology {
+            let found = self.validate(topology).into_iter();
+            return found
+                .map(|p| {
+                    Problem {
+                        hint: p.hint,
+                        ..Problem::new(p.path, p.message)
+                    }
+                    .rests_on(&SIDES)
+                })
+                .collect();
+        }
+        // What no topology can mend.
+        let mut problems = Vec::new();
+        if let (Some(housekeeping), Some(isolated)) = (&self.cpus.housekeeping, &self.cpus.isolated) {
+            let both = housekeeping.intersection(isolated);
+            if !both.is_empty() {
+                problems.push(
+                    Problem::new(SIDES[1], format!("CPUs {both} are in {} too", SIDES[0]))
+                        .expected("each CPU on one side")
+                        .rests_on(&SIDES),
+                );
+            }
+        }
+        if self
+            .cpus
+            .housekeeping
+            .as_ref()
+            .is_some_and(|cpus| cpus.is_empty())
+        {
+            problems.push(
+                Problem::new(SIDES[0], "no CPU is left for housekeeping")
+                    .expected("one CPU or more")
+                    .hint("the system and berth itself run there"),
+            );
+        }
+        problems
+    }
+}
+
 impl Spec for RuleSpec {
-    fn problems(&self) -> Vec<Problem> {
+    fn problems(&self, _: Option<&Topology>) -> Vec<Problem> {
         let mut problems: Vec<Problem> = self
             .validate()
             .into_iter()

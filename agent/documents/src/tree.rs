@@ -211,6 +211,8 @@ enum Frame {
     },
     Map {
         entries: Vec<Entry>,
+        /// The keys so far and their places.
+        seen: HashMap<String, Pos>,
         pos: Pos,
         anchor: usize,
         key: PendingKey,
@@ -263,14 +265,20 @@ impl Builder {
     fn run(&mut self, text: &str) -> Result<(), Stop> {
         let mut parser = Parser::new_from_str(text);
         while let Some(event) = parser.next_event() {
-            let (event, span) = event.map_err(|error| Stop {
-                fault: TextFault {
-                    pos: self.pos(*error.marker()),
-                    message: format!("not YAML: {}", error.info()),
-                    expected: None,
-                    hint: None,
-                },
-                final_one: false,
+            let (event, span) = event.map_err(|error| {
+                // The scanner's own bound on lists within lists; it looks ahead of the events.
+                if error.info().contains("recursion limit") {
+                    return Self::too_deep(self.pos(*error.marker()));
+                }
+                Stop {
+                    fault: TextFault {
+                        pos: self.pos(*error.marker()),
+                        message: format!("not YAML: {}", error.info()),
+                        expected: None,
+                        hint: None,
+                    },
+                    final_one: false,
+                }
             })?;
             let pos = self.pos(span.start);
             match event {
@@ -311,6 +319,7 @@ impl Builder {
                         pos,
                         Frame::Map {
                             entries: Vec::new(),
+                            seen: HashMap::new(),
                             pos,
                             anchor,
                             key,
@@ -458,7 +467,9 @@ impl Builder {
                 }
             }
             Some(Frame::Seq { items, .. }) => items.push(node),
-            Some(Frame::Map { entries, key, .. }) => match std::mem::replace(key, PendingKey::None) {
+            Some(Frame::Map {
+                entries, key, seen, ..
+            }) => match std::mem::replace(key, PendingKey::None) {
                 PendingKey::None => match &node.value {
                     Value::Scalar { text, .. } if !node.is_null() && text != "<<" => {
                         *key = PendingKey::Text(text.clone(), node.pos);
@@ -474,13 +485,16 @@ impl Builder {
                         // An absent value has no place of its own.
                         node.pos = key_pos;
                     }
-                    match entries.iter().find(|entry| entry.key == text) {
-                        Some(first) => duplicate = Some((key_pos, text, first.key_pos)),
-                        None => entries.push(Entry {
-                            key: text,
-                            key_pos,
-                            value: node,
-                        }),
+                    match seen.get(&text).copied() {
+                        Some(first) => duplicate = Some((key_pos, text, first)),
+                        None => {
+                            seen.insert(text.clone(), key_pos);
+                            entries.push(Entry {
+                                key: text,
+                                key_pos,
+                                value: node,
+                            });
+                        }
                     }
                 }
             },

@@ -158,7 +158,7 @@ impl fmt::Display for Duration {
         }
         let (unit, scale) = UNITS
             .iter()
-            .find(|(_, scale)| self.0 % scale == 0)
+            .find(|(_, scale)| self.0.is_multiple_of(*scale))
             .unwrap_or(&UNITS[5]);
         write!(f, "{}{unit}", self.0 / scale)
     }
@@ -241,7 +241,7 @@ impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (suffix, scale) = SUFFIXES[..4]
             .iter()
-            .find(|(_, scale)| self.0 % scale == 0)
+            .find(|(_, scale)| self.0.is_multiple_of(*scale))
             .unwrap_or(&SUFFIXES[8]);
         write!(f, "{}{suffix}", self.0 / scale)
     }
@@ -400,3 +400,115 @@ impl fmt::Display for AbsolutePath {
 }
 
 as_text!(AbsolutePath, PATH);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        for (text, nanos, canonical) in [
+            ("1ns", 1, "1ns"),
+            ("100ms", 100_000_000, "100ms"),
+            ("1m30s", 90_000_000_000, "90s"),
+            ("60s", 60_000_000_000, "1m"),
+            ("0s", 0, "0s"),
+            ("24h", 86_400_000_000_000, "24h"),
+        ] {
+            let duration: Duration = text.parse().unwrap();
+            assert_eq!(
+                (duration.as_nanos(), duration.to_string().as_str()),
+                (nanos, canonical),
+                "{text}"
+            );
+        }
+        for bad in [
+            "",
+            "1",
+            "s",
+            "1 s",
+            "-1s",
+            "1.5s",
+            "1S",
+            "1d",
+            "1s ",
+            "99999999999h",
+            "1s2",
+            "１s",
+        ] {
+            assert!(bad.parse::<Duration>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, bytes, canonical) in [
+            ("1", 1, "1"),
+            ("64Mi", 64 << 20, "64Mi"),
+            ("1.5Gi", 3 << 29, "1536Mi"),
+            ("1k", 1000, "1000"),
+            ("2G", 2_000_000_000, "1953125Ki"),
+            ("1024", 1024, "1Ki"),
+        ] {
+            let size: Size = text.parse().unwrap();
+            assert_eq!(
+                (size.bytes(), size.to_string().as_str()),
+                (bytes, canonical),
+                "{text}"
+            );
+        }
+        for bad in [
+            "",
+            "0",
+            "Mi",
+            "1MB",
+            "1mi",
+            "-1",
+            "1.",
+            ".5Gi",
+            "1.0000001Ki",
+            "1e3",
+            "1 Mi",
+            "9999999Ti",
+            "100m",
+        ] {
+            assert!(bad.parse::<Size>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_and_paths() {
+        for (text, good) in [
+            ("a", true),
+            ("a-1", true),
+            ("", false),
+            ("-a", false),
+            ("A", false),
+            ("a.b", false),
+        ] {
+            assert_eq!(text.parse::<Name>().is_ok(), good, "{text}");
+        }
+        assert!("a".repeat(64).parse::<Name>().is_err());
+        assert!(
+            "Pump_1"
+                .parse::<Name>()
+                .unwrap_err()
+                .expected
+                .ends_with("such as `pump-1`")
+        );
+        for (text, want) in [("/", Some("/")), ("/a/", Some("/a")), ("/a/b", Some("/a/b"))] {
+            assert_eq!(
+                text.parse::<AbsolutePath>()
+                    .ok()
+                    .as_ref()
+                    .map(AbsolutePath::as_str),
+                want,
+                "{text}"
+            );
+        }
+        for bad in ["", "a", "/a/../b", "/./a", "//a", "/a//b", "/a\0", "/.."] {
+            assert!(bad.parse::<AbsolutePath>().is_err(), "{bad:?}");
+        }
+        assert!(!"/procs".parse::<AbsolutePath>().unwrap().is_within("/proc"));
+    }
+}

@@ -5,6 +5,8 @@
 
 use std::collections::BTreeSet;
 
+use berth_rt::sched::Scheduler;
+
 use crate::document::shown;
 use crate::fault::Problem;
 use crate::values::{AbsolutePath, Duration};
@@ -184,6 +186,26 @@ impl WorkloadSpec {
 }
 
 impl Scheduling {
+    /// The kernel's view of it. Of a spec that [`WorkloadSpec::validate`] refuses it says nothing useful:
+    /// values out of range are cut to it, absent ones are 0.
+    pub fn to_kernel(&self) -> Scheduler {
+        let nice = self.nice.unwrap_or(0).clamp(-20, 19) as i32;
+        let priority = self.priority.unwrap_or(0).clamp(0, 99) as u32;
+        let nanos = |time: Option<Duration>| time.map_or(0, Duration::as_nanos);
+        match self.policy {
+            Policy::Other => Scheduler::Other { nice },
+            Policy::Batch => Scheduler::Batch { nice },
+            Policy::Idle => Scheduler::Idle,
+            Policy::Fifo => Scheduler::Fifo { priority },
+            Policy::Rr => Scheduler::Rr { priority },
+            Policy::Deadline => Scheduler::Deadline {
+                runtime: nanos(self.runtime),
+                deadline: nanos(self.deadline.or(self.period)),
+                period: nanos(self.period),
+            },
+        }
+    }
+
     /// Which fields go with the policy, and their ranges.
     fn validate(&self, problems: &mut Vec<Problem>) {
         const BASE: &str = "spec.realtime.scheduler";
@@ -260,11 +282,11 @@ impl Scheduling {
                 problems.push(out(RUNTIME, message, "at most the period", &[DEADLINE, PERIOD]));
             }
         }
-        if let (Some(deadline), Some(period)) = (self.deadline, self.period) {
-            if deadline > period {
-                let message = format!("deadline {deadline} is later than the period, {period}");
-                problems.push(out(DEADLINE, message, "at most the period", &[PERIOD]));
-            }
+        if let (Some(deadline), Some(period)) = (self.deadline, self.period)
+            && deadline > period
+        {
+            let message = format!("deadline {deadline} is later than the period, {period}");
+            problems.push(out(DEADLINE, message, "at most the period", &[PERIOD]));
         }
         if let Some(period) = self.period.filter(|period| period.as_nanos() > DEADLINE_MAX_NS) {
             problems.push(

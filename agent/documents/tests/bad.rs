@@ -2,6 +2,7 @@
 //!
 //! `BERTH_BLESS=1 cargo test -p berth-documents --test bad` writes the expected files anew; read the
 //! difference before it is committed.
+#![allow(clippy::unwrap_used)] // helpers of tests: a failure is the answer
 
 use std::fs;
 use std::path::{Path, PathBuf};
