@@ -142,7 +142,7 @@ fn create(global: &Global, id: &str, bundle: &Path, detached: bool, hierarchy: &
         log(global, "warning", &format!("config.json: `{name}` is no field of the specification and is not applied"));
     }
     let context =
-        Context { state_root: &global.root, hierarchy, seccomp_cache: None, cgroup_parent: CGROUP_PARENT, detached };
+        Context { state_root: &global.root, hierarchy, cgroup_parent: CGROUP_PARENT, detached };
     let plan = Plan::prepare(id, &bundle.path, &bundle.spec, &Extensions::default(), &context)?;
     Ok(plan.create(own_stdio()?)?)
 }

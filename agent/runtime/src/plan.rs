@@ -70,8 +70,6 @@ pub struct Context<'a> {
     pub state_root: &'a Path,
     /// The node's cgroup hierarchies.
     pub hierarchy: &'a Hierarchy,
-    /// Folder of compiled seccomp filters; `None`: compile every time.
-    pub seccomp_cache: Option<&'a Path>,
     /// cgroup that takes containers without an absolute `linux.cgroupsPath`.
     pub cgroup_parent: &'a str,
     /// Start and proof come from another process: the container waits at FIFOs in its state folder.
@@ -227,7 +225,6 @@ pub struct Plan {
     pub(crate) resources: LinuxResources,
     pub(crate) extras: Extras,
     pub(crate) seccomp: Option<LinuxSeccomp>,
-    pub(crate) seccomp_cache: Option<PathBuf>,
     pub(crate) hooks: Hooks,
     pub(crate) hook_state: HookState,
     pub(crate) promise: Promise,
@@ -292,7 +289,6 @@ impl Plan {
             resources,
             extras: extensions.cgroup.clone(),
             seccomp,
-            seccomp_cache: context.seccomp_cache.map(Path::to_owned),
             hooks: recipe::outer_hooks(spec)?,
             hook_state: HookState::new(id, bundle, spec),
             promise,
