@@ -315,7 +315,7 @@ fn bad_bundles() -> Result<()> {
         ("{", "config.json"),
         ("[]", "config.json"),
         (
-            r#"{"ociVersion": "9.0.0", "root": {"path": "rootfs"}, "process": {"args": ["/bin/true"], "cwd": "/"}}"#,
+            r#"{"ociVersion": "9.0.0", "root": {"path": "rootfs"}, "process": {"args": ["/bin/true"], "cwd": "/", "user": {"uid": 0, "gid": 0}}}"#,
             "ociVersion",
         ),
     ] {
