@@ -43,8 +43,12 @@ pub(crate) fn tests() -> Vec<Trial> {
         test(format!("sabotage::{call} ({what}) does nothing"), move || {
             let mut bundle = bundle()?;
             if call == "capset" {
-                // For another user than root exec alone takes the capabilities away.
-                bundle.config["process"]["user"] = serde_json::json!({"uid": 0, "gid": 0});
+                // Exec alone gives root its bounding set, and takes everything from others: only what is inherited
+                // depends on capset(2).
+                let caps = serde_json::json!(["CAP_NET_BIND_SERVICE"]);
+                for set in ["bounding", "permitted", "effective", "inheritable", "ambient"] {
+                    bundle.config["process"]["capabilities"][set] = caps.clone();
+                }
             }
             let saboteur = env!("CARGO_BIN_EXE_berth-sabotage");
             let output = bundle.run_behind(&[
