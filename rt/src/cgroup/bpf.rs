@@ -171,16 +171,7 @@ fn inspect(id: u32) -> Result<Attached, BpfError> {
     let descriptor = unsafe { call(PROG_GET_FD_BY_ID, &mut attr) }
         .map(owned)
         .ok_or_else(|| BpfError::last("open the attached program"))?;
-    // First the length, then the instructions themselves.
     let info = info(&descriptor, &mut [])?;
-    let empty = Instruction {
-        code: 0,
-        registers: 0,
-        offset: 0,
-        immediate: 0,
-    };
-    let mut instructions = vec![empty; info.0[5] as usize / size_of::<Instruction>()];
-    let info = self::info(&descriptor, &mut instructions)?;
     let tag = info.0[2..4]
         .iter()
         .flat_map(|word| word.to_ne_bytes())
@@ -189,9 +180,25 @@ fn inspect(id: u32) -> Result<Attached, BpfError> {
     Ok(Attached {
         id,
         tag,
-        instructions,
+        instructions: instructions(&descriptor)?,
         descriptor,
     })
+}
+
+/// The instructions of a program after the verifier: first their length, then themselves.
+pub(crate) fn instructions(descriptor: &OwnedFd) -> Result<Vec<Instruction>, BpfError> {
+    let length = info(descriptor, &mut [])?.0[5] as usize / size_of::<Instruction>();
+    let mut instructions = vec![
+        Instruction {
+            code: 0,
+            registers: 0,
+            offset: 0,
+            immediate: 0
+        };
+        length
+    ];
+    info(descriptor, &mut instructions)?;
+    Ok(instructions)
 }
 
 /// The first 40 bytes of `struct bpf_prog_info`: type, id, tag (2), jited length, translated length, pointers (4).

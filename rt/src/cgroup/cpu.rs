@@ -137,3 +137,20 @@ impl Cgroup {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::weight;
+
+    #[test]
+    fn shares_become_weights_on_the_agreed_curve() {
+        for (shares, expected) in [(2, 1), (1024, 100), (262_144, 10_000), (0, 1), (300_000, 10_000)] {
+            assert_eq!(weight(shares), expected, "{shares}");
+        }
+        let mut last = 0;
+        for shares in 2..=262_144 {
+            assert!(weight(shares) >= last, "{shares}");
+            last = weight(shares);
+        }
+    }
+}

@@ -500,3 +500,6 @@ fn parse_cgroups(text: &str) -> Vec<(String, bool)> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -142,3 +142,6 @@ pub(crate) fn decode(program: &[Instruction]) -> Option<DeviceRules> {
     // Only what assembles to the same instructions has been understood.
     (assemble(&rules) == program).then_some(rules)
 }
+
+#[cfg(test)]
+mod tests;

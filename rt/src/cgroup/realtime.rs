@@ -19,8 +19,6 @@ use super::{Cgroup, Controller, Hierarchy, Missing, RtBudget, Version, remove};
 
 const RUNTIME: &str = "cpu.rt_runtime_us";
 const PERIOD: &str = "cpu.rt_period_us";
-/// The kernel compares budgets as fractions of this.
-const UNIT: u128 = 1 << 20;
 
 /// Why a budget could not be given.
 #[derive(Debug, Error)]
@@ -299,13 +297,12 @@ fn write(dir: &Path, budget: RtBudget) -> Result<(), FileError> {
     set_runtime()
 }
 
-/// The least runtime in `period_us` that covers all of `children`, in the kernel's fractions.
+/// The least runtime in `period_us` that covers all of `children`, each rounded up.
 fn sum_in(children: &[RtBudget], period_us: u64) -> u64 {
-    let fractions: u128 = children
-        .iter()
-        .map(|child| u128::from(child.runtime_us) * UNIT / u128::from(child.period_us.max(1)))
-        .sum();
-    u64::try_from((fractions * u128::from(period_us)).div_ceil(UNIT)).unwrap_or(u64::MAX)
+    let share = |child: &RtBudget| {
+        (u128::from(child.runtime_us) * u128::from(period_us)).div_ceil(u128::from(child.period_us.max(1)))
+    };
+    u64::try_from(children.iter().map(share).sum::<u128>()).unwrap_or(u64::MAX)
 }
 
 /// Who holds budget besides `dir`: the topmost groups of the hierarchy, and the siblings of `dir`.
