@@ -1,0 +1,157 @@
+//! A resolved profile: every field has its final value.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxSeccomp};
+
+/// What one container may do.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Profile {
+    /// Its name.
+    pub name: String,
+    /// Itself first, then what it extends, in order.
+    pub chain: Vec<String>,
+    /// To be said aloud wherever it is used.
+    pub loud: bool,
+    /// Effective, permitted and bounding set, by name.
+    pub capabilities: BTreeSet<&'static str>,
+    /// Ambient and inheritable set; part of `capabilities`.
+    pub ambient: BTreeSet<&'static str>,
+    /// PR_SET_NO_NEW_PRIVS.
+    pub no_new_privileges: bool,
+    /// Read-only root.
+    pub readonly_root: bool,
+    /// Namespaces of its own.
+    pub namespaces: BTreeSet<String>,
+    /// Flags laid on every mount.
+    pub mount_flags: BTreeSet<String>,
+    /// Devices allowed; every other one is denied.
+    pub devices: Vec<DeviceRule>,
+    /// Paths that show nothing.
+    pub masked_paths: Vec<String>,
+    /// Paths that cannot be written.
+    pub readonly_paths: Vec<String>,
+    /// Resource limits by name.
+    pub rlimits: BTreeMap<String, Limit>,
+    /// System calls.
+    pub seccomp: Seccomp,
+    /// SELinux context of the process.
+    pub selinux_label: Option<String>,
+    /// SELinux context of its mounts.
+    pub mount_label: Option<String>,
+    /// AppArmor profile.
+    pub apparmor_profile: Option<String>,
+}
+
+/// A resource limit; `u64::MAX` is unlimited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// Soft limit.
+    pub soft: u64,
+    /// Hard limit.
+    pub hard: u64,
+    /// Cut to the node's own hard limit where it may not be raised.
+    pub up_to: bool,
+}
+
+/// System calls.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Seccomp {
+    /// No filter.
+    Unconfined,
+    /// This one.
+    Section(Box<LinuxSeccomp>),
+}
+
+/// One allowed device, in the words of devices.allow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceRule {
+    kind: LinuxDeviceType,
+    major: Option<u32>,
+    minor: Option<u32>,
+    access: String,
+}
+
+impl DeviceRule {
+    /// From `c 1:3 rwm`, `b *:* r`, `a *:* rwm`.
+    ///
+    /// # Errors
+    /// What is wrong with the text.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let expected = "expected a device such as `c 1:3 rwm`, `b *:* r` or `a *:* rwm`";
+        let words: Vec<&str> = text.split(' ').collect();
+        let [kind, numbers, access] = words[..] else {
+            return Err(expected.into());
+        };
+        let kind = match kind {
+            "a" => LinuxDeviceType::A,
+            "b" => LinuxDeviceType::B,
+            "c" => LinuxDeviceType::C,
+            _ => return Err(expected.into()),
+        };
+        let (major, minor) = numbers.split_once(':').ok_or(expected)?;
+        let number = |word: &str, limit: u32| match word {
+            "*" => Ok(None),
+            _ if !word.bytes().all(|b| b.is_ascii_digit()) => Err(expected.to_owned()),
+            _ => match word.parse::<u32>() {
+                Ok(n) if n < limit => Ok(Some(n)),
+                _ => Err(format!("{word} is not below {limit}")),
+            },
+        };
+        let (major, minor) = (number(major, 1 << 12)?, number(minor, 1 << 20)?);
+        let ordered: String = "rwm".chars().filter(|c| access.contains(*c)).collect();
+        if access.is_empty() || ordered.len() != access.len() {
+            return Err(format!("`{access}` is not some of r, w, m"));
+        }
+        if kind == LinuxDeviceType::A && (major.is_some() || minor.is_some() || ordered != "rwm") {
+            return Err("`a` means every device and every access: `a *:* rwm`".into());
+        }
+        Ok(Self {
+            kind,
+            major,
+            minor,
+            access: ordered,
+        })
+    }
+
+    /// The OCI rule that allows it.
+    pub fn to_oci(&self) -> Result<LinuxDeviceCgroup, oci_spec::OciSpecError> {
+        let mut rule = LinuxDeviceCgroupBuilder::default()
+            .allow(true)
+            .typ(self.kind)
+            .access(self.access.clone());
+        if let Some(major) = self.major {
+            rule = rule.major(i64::from(major));
+        }
+        if let Some(minor) = self.minor {
+            rule = rule.minor(i64::from(minor));
+        }
+        rule.build()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_words() {
+        let table = [
+            ("c 1:3 rwm", true),
+            ("b *:* m", true),
+            ("c 136:* wr", true),
+            ("a *:* rwm", true),
+            ("a 1:* rwm", false),
+            ("c 1:3", false),
+            ("c 1:3 x", false),
+            ("c 1:3 rr", false),
+            ("c 4096:0 r", false),
+            ("c +1:0 r", false),
+            ("p 1:3 r", false),
+            ("", false),
+        ];
+        for (text, good) in table {
+            assert_eq!(DeviceRule::parse(text).is_ok(), good, "{text}");
+        }
+    }
+}

@@ -1,0 +1,365 @@
+//! `kind: SecurityProfile` as written. Every field may be absent: it is the base profile's then.
+
+use std::collections::BTreeMap;
+
+use oci_spec::runtime::LinuxSeccomp;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Problem;
+use crate::names::{self, CAPABILITIES, MOUNT_FLAGS, NAMESPACES, RLIMITS};
+use crate::profile::DeviceRule;
+
+/// The `spec` of a `kind: SecurityProfile` document.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ProfileSpec {
+    /// The profile this one starts from; `strict` where absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub extends: Option<String>,
+    /// For people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// Said aloud wherever the profile is used. Once true in a chain it stays true.
+    pub loud: bool,
+    /// Capabilities.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub capabilities: Option<CapabilitiesSpec>,
+    /// PR_SET_NO_NEW_PRIVS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub no_new_privileges: Option<bool>,
+    /// Root file system mounted read-only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub readonly_root: Option<bool>,
+    /// User namespace. `host` is the only value today: container ids are the host's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_namespace: Option<UserNamespace>,
+    /// Namespaces of its own: cgroup, ipc, mount, network, pid, uts. `mount` and `pid` must be among them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespaces: Option<Vec<String>>,
+    /// Flags laid on every mount: nosuid, nodev (not on /dev and /dev/pts, which hold devices), noexec.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mount_flags: Option<Vec<String>>,
+    /// Devices allowed, in the words of cgroup v1's devices.allow: `c 1:3 rwm`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub devices: Option<ListSpec>,
+    /// Paths that show nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub masked_paths: Option<ListSpec>,
+    /// Paths that cannot be written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub readonly_paths: Option<ListSpec>,
+    /// Resource limits by name (RLIMIT_NOFILE); those of the base profile stay unless named.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub rlimits: BTreeMap<String, LimitSpec>,
+    /// System calls: an OCI seccomp object, a change of the base profile's, or none at all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seccomp: Option<SeccompSpec>,
+    /// SELinux context of the process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub selinux_label: Option<String>,
+    /// SELinux context of its mounts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mount_label: Option<String>,
+    /// AppArmor profile of the process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub apparmor_profile: Option<String>,
+}
+
+/// Which user namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum UserNamespace {
+    /// The host's: root inside is root outside, held by capabilities and the rest of the profile alone.
+    Host,
+}
+
+/// Capabilities; `ALL` stands for every one of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct CapabilitiesSpec {
+    /// Instead of the base profile's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub set: Option<Vec<String>>,
+    /// Besides them.
+    pub add: Vec<String>,
+    /// Without these.
+    pub drop: Vec<String>,
+    /// Also in the ambient (and inheritable) set: they survive exec for a user that is not root. Instead of the base
+    /// profile's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ambient: Option<Vec<String>>,
+}
+
+/// A list, or a change of the base profile's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ListSpec {
+    /// Instead of the base profile's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub set: Option<Vec<String>>,
+    /// Besides them.
+    pub add: Vec<String>,
+    /// Without these.
+    pub drop: Vec<String>,
+}
+
+/// One resource limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LimitSpec {
+    /// Soft limit.
+    pub soft: LimitValue,
+    /// Hard limit, at least the soft one.
+    pub hard: LimitValue,
+    /// True: cut to the node's own hard limit where berth may not raise it. False: the launch fails then.
+    #[serde(default)]
+    pub up_to: bool,
+}
+
+/// A number or `unlimited`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum LimitValue {
+    /// In the limit's own unit.
+    Number(u64),
+    /// RLIM_INFINITY.
+    Word(Unlimited),
+}
+
+/// The word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Unlimited {
+    /// `unlimited`.
+    Unlimited,
+}
+
+impl LimitValue {
+    /// The number the kernel uses; `u64::MAX` is unlimited.
+    pub fn value(self) -> u64 {
+        match self {
+            Self::Number(n) => n,
+            Self::Word(Unlimited::Unlimited) => u64::MAX,
+        }
+    }
+}
+
+/// System calls. What has a `defaultAction` is an OCI seccomp object, everything else a change.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum SeccompSpec {
+    /// No filter, or a change of the base profile's.
+    Edit(SeccompEdit),
+    /// A whole OCI seccomp object (it has a `defaultAction`).
+    Section(Box<LinuxSeccomp>),
+}
+
+impl<'de> Deserialize<'de> for SeccompSpec {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = serde_json::Value::deserialize(deserializer)?;
+        let read = if value.get("defaultAction").is_some() {
+            // The OCI types pass over keys they do not know: a misspelt one would weaken a deny list in silence.
+            crate::seccomp::known_keys(&value).map_err(serde::de::Error::custom)?;
+            serde_json::from_value(value).map(Self::Section)
+        } else {
+            serde_json::from_value(value).map(Self::Edit)
+        };
+        read.map_err(serde::de::Error::custom)
+    }
+}
+
+/// A change of the base profile's filter.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct SeccompEdit {
+    /// True: no filter at all, and nothing else may be said.
+    pub unconfined: bool,
+    /// Allowed, whatever the arguments.
+    pub allow: Vec<String>,
+    /// Refused with EPERM, whatever the arguments.
+    pub deny: Vec<String>,
+}
+
+impl ProfileSpec {
+    /// What is wrong with it by itself; paths start with `spec`. The base profile is looked for by
+    /// [`crate::resolve`].
+    pub fn validate(&self) -> Vec<Problem> {
+        let mut found = Vec::new();
+        if let Some(caps) = &self.capabilities {
+            let all = |name: &str| name == "ALL" || CAPABILITIES.contains(&name);
+            let known: Vec<&str> = CAPABILITIES.iter().copied().chain(["ALL"]).collect();
+            let lists = [
+                ("set", caps.set.as_deref()),
+                ("add", Some(&caps.add)),
+                ("drop", Some(&caps.drop)),
+            ];
+            for (field, list) in lists {
+                let path = format!("spec.capabilities.{field}");
+                words(&mut found, &path, list, "capability", all, |n| {
+                    names::nearest(n, known.iter().copied())
+                });
+            }
+            let path = "spec.capabilities.ambient";
+            let named = |name: &str| CAPABILITIES.contains(&name);
+            words(
+                &mut found,
+                path,
+                caps.ambient.as_deref(),
+                "capability",
+                named,
+                |n| names::nearest(n, CAPABILITIES.iter().copied()),
+            );
+            both(
+                &mut found,
+                "spec.capabilities",
+                ("add", &caps.add),
+                ("drop", &caps.drop),
+            );
+        }
+        let namespace = |name: &str| NAMESPACES.contains(&name);
+        words(
+            &mut found,
+            "spec.namespaces",
+            self.namespaces.as_deref(),
+            "namespace",
+            namespace,
+            |n| names::nearest(n, NAMESPACES.iter().copied()),
+        );
+        for needed in ["mount", "pid"] {
+            if self
+                .namespaces
+                .as_ref()
+                .is_some_and(|list| !list.iter().any(|n| n == needed))
+            {
+                let message = format!("a container needs a {needed} namespace of its own");
+                found.push(problem(
+                    "spec.namespaces",
+                    message,
+                    Some(format!("add `{needed}`")),
+                ));
+            }
+        }
+        let flag = |name: &str| MOUNT_FLAGS.contains(&name);
+        words(
+            &mut found,
+            "spec.mountFlags",
+            self.mount_flags.as_deref(),
+            "mount flag",
+            flag,
+            |n| names::nearest(n, MOUNT_FLAGS.iter().copied()),
+        );
+        for (field, list) in [
+            ("maskedPaths", &self.masked_paths),
+            ("readonlyPaths", &self.readonly_paths),
+        ] {
+            each(&mut found, &format!("spec.{field}"), list.as_ref(), |text| {
+                let plain = text.starts_with('/') && !text.split('/').any(|part| part == "..");
+                (!plain).then(|| "a path inside the container is absolute and has no `..`".to_owned())
+            });
+        }
+        each(&mut found, "spec.devices", self.devices.as_ref(), |text| {
+            DeviceRule::parse(text).err()
+        });
+        self.limits(&mut found);
+        if let Some(seccomp) = &self.seccomp {
+            crate::seccomp::validate(seccomp, &mut found);
+        }
+        if self.selinux_label.is_some() && self.apparmor_profile.is_some() {
+            let message = "a process has an SELinux label or an AppArmor profile, not both".to_owned();
+            found.push(problem(
+                "spec.apparmorProfile",
+                message,
+                Some("remove one of the two".into()),
+            ));
+        }
+        found
+    }
+
+    fn limits(&self, found: &mut Vec<Problem>) {
+        for (name, limit) in &self.rlimits {
+            let path = format!("spec.rlimits.{name}");
+            if !RLIMITS.contains(&name.as_str()) {
+                let near = names::nearest(name, RLIMITS.iter().copied());
+                found.push(unknown(&path, "resource limit", name, near));
+            } else if limit.soft.value() > limit.hard.value() {
+                let message = "the soft limit is above the hard one".to_owned();
+                found.push(problem(
+                    &path,
+                    message,
+                    Some("lower `soft` or raise `hard`".into()),
+                ));
+            }
+        }
+    }
+}
+
+pub(crate) fn problem(path: &str, message: String, hint: Option<String>) -> Problem {
+    Problem {
+        path: path.into(),
+        message,
+        hint,
+    }
+}
+
+pub(crate) fn unknown(path: &str, what: &str, name: &str, nearest: Option<&str>) -> Problem {
+    let near = nearest
+        .map(|n| format!(", did you mean `{n}`?"))
+        .unwrap_or_default();
+    let hint = nearest.map(|n| format!("write `{n}`"));
+    problem(path, format!("unknown {what} `{name}`{near}"), hint)
+}
+
+pub(crate) fn words<'a>(
+    found: &mut Vec<Problem>,
+    path: &str,
+    list: Option<&[String]>,
+    what: &str,
+    known: impl Fn(&str) -> bool,
+    nearest: impl Fn(&str) -> Option<&'a str>,
+) {
+    for (index, name) in list.unwrap_or_default().iter().enumerate() {
+        let path = format!("{path}[{index}]");
+        if !known(name) {
+            found.push(unknown(&path, what, name, nearest(name)));
+        } else if list.unwrap_or_default()[..index].contains(name) {
+            found.push(problem(
+                &path,
+                format!("`{name}` is given twice"),
+                Some("remove one".into()),
+            ));
+        }
+    }
+}
+
+pub(crate) fn both(found: &mut Vec<Problem>, path: &str, one: (&str, &[String]), other: (&str, &[String])) {
+    for name in one.1.iter().filter(|n| other.1.contains(n)) {
+        let message = format!("`{name}` is in `{}` and in `{}`", one.0, other.0);
+        found.push(problem(
+            path,
+            message,
+            Some("remove it from one of the two".into()),
+        ));
+    }
+}
+
+fn each(
+    found: &mut Vec<Problem>,
+    path: &str,
+    list: Option<&ListSpec>,
+    wrong: impl Fn(&str) -> Option<String>,
+) {
+    let Some(list) = list else { return };
+    for (field, items) in [
+        ("set", list.set.as_deref()),
+        ("add", Some(&list.add[..])),
+        ("drop", Some(&list.drop)),
+    ] {
+        for (index, item) in items.unwrap_or_default().iter().enumerate() {
+            if let Some(message) = wrong(item) {
+                let message = format!("`{item}`: {message}");
+                found.push(problem(&format!("{path}.{field}[{index}]"), message, None));
+            }
+        }
+    }
+    both(found, path, ("add", &list.add), ("drop", &list.drop));
+}
