@@ -22,6 +22,9 @@ static PLACE: std::sync::LazyLock<Where<'static>> = std::sync::LazyLock::new(|| 
     cgroup: None,
 });
 
+type Do<'a> = &'a dyn Fn();
+type Change = fn(&mut Promise);
+
 /// Killed and reaped at the end, whatever the test says.
 struct Sleeper(Child);
 
@@ -253,13 +256,11 @@ fn what_changes_behind_the_back_is_found() {
             rlim_max: 99,
         };
         // SAFETY: one readable rlimit, no old value asked for.
-        assert_eq!(
-            unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, &new, std::ptr::null_mut()) },
-            0
-        );
+        let answer = unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, &new, std::ptr::null_mut()) };
+        assert_eq!(answer, 0);
     };
     let file = |name: &str, text: &str| std::fs::write(format!("/proc/{pid}/{name}"), text).expect(name);
-    let table: [(&str, &dyn Fn(), &dyn Fn()); 4] = [
+    let table: [(&str, Do<'_>, Do<'_>); 4] = [
         (
             "sched",
             &|| sched::set(pid, &Scheduler::Other { nice: 3 }, 0).expect("chrt"),
@@ -295,24 +296,24 @@ fn what_changes_behind_the_back_is_found() {
 #[test]
 fn each_promise_that_differs_is_found() {
     let child = sleeper("");
-    let table: [(&str, &dyn Fn(&mut Promise)); 10] = [
-        ("namespace.user", &|p| {
+    let table: [(&str, Change); 10] = [
+        ("namespace.user", |p| {
             p.namespaces.insert(NamespaceKind::User, NamespacePromise::New);
         }),
-        ("namespace.net", &|p| {
+        ("namespace.net", |p| {
             p.namespaces
                 .insert(NamespaceKind::Net, NamespacePromise::Joined { inode: 1 });
         }),
-        ("uid", &|p| p.uid = Some(1)),
-        ("gid", &|p| p.gid = Some(1)),
-        ("uid_map", &|p| p.uid_map = Some(Vec::new())),
-        ("no_new_privs", &|p| p.no_new_privs = false),
-        ("start_time", &|p| p.start_time = Some(1)),
-        ("mount.root", &|p| {
+        ("uid", |p| p.uid = Some(1)),
+        ("gid", |p| p.gid = Some(1)),
+        ("uid_map", |p| p.uid_map = Some(Vec::new())),
+        ("no_new_privs", |p| p.no_new_privs = false),
+        ("start_time", |p| p.start_time = Some(1)),
+        ("mount.root", |p| {
             p.root_flags = vec!["nosuid".into(), "nosuchflag".into()]
         }),
-        ("personality", &|p| p.personality = Some(8)),
-        ("mount./proc/none", &|p| {
+        ("personality", |p| p.personality = Some(8)),
+        ("mount./proc/none", |p| {
             p.mounts.push(MountPromise {
                 destination: "/proc/none".into(),
                 fs_type: None,

@@ -55,9 +55,13 @@ fn cost() {
         let theirs = oracle::libseccomp(&section).len();
         let compiled = best(&mut || drop(compile(&section, &options)));
         let digested = best(&mut || drop(digest(&section, &options)));
+        let dir = std::env::temp_dir().join(format!("berth-seccomp-cost-{}", std::process::id()));
+        let cache = super::Cache::open(&dir).expect("cache");
+        let cached = best(&mut || drop(cache.get(&section, &options)));
+        std::fs::remove_dir_all(&dir).expect("remove");
         let other = best(&mut || drop(oracle::libseccomp(&section)));
         println!(
-            "{} architectures: berth {compiled:?} of which digest {digested:?}, {ours} instructions; \
+            "{} architectures: berth {compiled:?} of which digest {digested:?}, cached {cached:?}, {ours} instructions; \
              libseccomp {other:?}, {theirs} instructions",
             archs.len()
         );

@@ -140,6 +140,16 @@ mod tests {
         }
     }
 
+    fn getcpu() -> i32 {
+        // SAFETY: with null pointers it writes nothing.
+        errno_of(unsafe { libc::syscall(libc::SYS_getcpu, 0, 0, 0) })
+    }
+
+    fn dup3(to: u64) -> i32 {
+        // SAFETY: both descriptors are bad: nothing changes.
+        errno_of(unsafe { libc::syscall(libc::SYS_dup3, -1, to, 0) })
+    }
+
     fn errno_of(result: i64) -> i32 {
         if result < 0 {
             io::Error::last_os_error().raw_os_error().unwrap_or(98)
@@ -164,21 +174,9 @@ mod tests {
                  "args":[{"index":1,"op":"SCMP_CMP_GT","value":4294967296}]}]}"#,
         );
         let table: [(fn() -> i32, i32); 3] = [
-            // SAFETY: getcpu with null pointers writes nothing.
-            (
-                || errno_of(unsafe { libc::syscall(libc::SYS_getcpu, 0, 0, 0) }),
-                71,
-            ),
-            // SAFETY: dup3 of bad descriptors changes nothing.
-            (
-                || errno_of(unsafe { libc::syscall(libc::SYS_dup3, -1, 4_294_967_297u64, 0) }),
-                72,
-            ),
-            // SAFETY: as above.
-            (
-                || errno_of(unsafe { libc::syscall(libc::SYS_dup3, -1, 4_294_967_296u64, 0) }),
-                libc::EBADF,
-            ),
+            (getcpu, 71),
+            (|| dup3(4_294_967_297), 72),
+            (|| dup3(4_294_967_296), libc::EBADF),
         ];
         for (check, expected) in table {
             match under(&filter, check) {
@@ -193,10 +191,7 @@ mod tests {
         let filter = filter(
             r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["getcpu"],"action":"SCMP_ACT_KILL_PROCESS"}]}"#,
         );
-        // SAFETY: getcpu with null pointers writes nothing.
-        let status = under(&filter, || {
-            errno_of(unsafe { libc::syscall(libc::SYS_getcpu, 0, 0, 0) })
-        });
+        let status = under(&filter, getcpu);
         assert!(
             matches!(
                 status,
@@ -210,10 +205,11 @@ mod tests {
     #[test]
     fn an_x32_call_dies_where_x32_is_not_listed() {
         let filter = filter(r#"{"defaultAction":"SCMP_ACT_ALLOW"}"#);
-        // SAFETY: getpid by its x32 number.
-        let status = under(&filter, || {
+        fn getpid() -> i32 {
+            // SAFETY: getpid by its x32 number.
             errno_of(unsafe { libc::syscall(0x4000_0000 + libc::SYS_getpid) })
-        });
+        }
+        let status = under(&filter, getpid);
         assert!(
             matches!(
                 status,

@@ -24,6 +24,7 @@
 
 mod arch;
 mod assemble;
+mod cache;
 mod eval;
 mod load;
 mod rules;
@@ -35,6 +36,7 @@ mod hard;
 mod oracle;
 
 pub use arch::Architecture;
+pub use cache::{Cache, CacheError};
 pub use load::{LoadError, load, supported};
 
 use std::path::PathBuf;
@@ -174,7 +176,7 @@ impl SeccompError {
     }
 }
 
-/// Digest of a section for one native architecture.
+/// Digest of a section for one native architecture: the key of [`Cache`].
 pub fn digest(seccomp: &LinuxSeccomp, options: &Options) -> String {
     struct Feed(Sha256);
     impl std::io::Write for Feed {
