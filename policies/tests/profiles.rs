@@ -86,7 +86,7 @@ fn system_calls_of_the_shipped_profiles() {
         ("strict", "chroot", Some(Errno)),
         ("system", "chroot", Some(Allow)),
         ("strict", "socket", None),
-        ("network-function", "socket", Some(Allow)),
+        ("network-function", "socket", None),
     ];
     for (profile, name, expected) in table {
         assert_eq!(whole(&plain(profile), name), expected, "{profile} {name}");
