@@ -150,6 +150,7 @@ pub fn receive(fd: BorrowedFd<'_>, bytes: &mut [u8], fds: &mut Vec<OwnedFd>) -> 
         while let Some(header) = control.as_ref() {
             if header.cmsg_level == libc::SOL_SOCKET && header.cmsg_type == libc::SCM_RIGHTS {
                 let data = libc::CMSG_DATA(control);
+                #[allow(clippy::unnecessary_cast)] // 32 bits wide with some C libraries
                 let length = header.cmsg_len as usize - (data as usize - control as usize);
                 for n in 0..length / size_of::<RawFd>() {
                     fds.push(OwnedFd::from_raw_fd(data.cast::<RawFd>().add(n).read_unaligned()));

@@ -1,0 +1,234 @@
+//! What a monitor is asked to do.
+//!
+//! Invariants: a connection that was not handed over by the launcher begins with `hello` or `exec`, with a
+//! version this build speaks; each command is answered once (`start` and `stop` by events).
+
+use std::os::fd::OwnedFd;
+
+use super::{Exec, Monitor};
+use crate::check;
+use crate::compose::chain;
+use crate::frame::{decode, decode_first};
+use crate::wire::{Command, Event, Phase, ProcessRequest, Refusal, Reply};
+
+impl Monitor {
+    pub(super) fn on_line(&mut self, number: u64, line: &[u8]) {
+        let greeted = self.conns.iter().any(|k| k.number == number && k.greeted);
+        let command = if greeted {
+            decode::<Command>(line)
+        } else {
+            decode_first::<Command>(line)
+        };
+        let command = match command {
+            Ok(command) => command,
+            Err(e) => return self.refuse_frame(number, &e),
+        };
+        if let Some(keeper) = self.conns.iter_mut().find(|k| k.number == number) {
+            keeper.greeted = true;
+        }
+        match command {
+            Command::Hello { version } | Command::Exec { version, .. } if version != crate::wire::VERSION => {
+                self.refuse_frame(number, &crate::frame::FrameError::Version(u64::from(version)));
+            }
+            Command::Hello { .. } => {
+                if let Some(conn) = self.conn(number) {
+                    conn.subscribed = true;
+                }
+                self.say_status(number);
+            }
+            Command::Status => self.say_status(number),
+            Command::Start {
+                args,
+                env,
+                devices,
+                interfaces,
+                labels,
+                notes,
+            } => {
+                if self.phase != Phase::Armed {
+                    return self.refuse(number, "start", format!("it is {}, not armed", self.phase_name()));
+                }
+                let words = labels
+                    .iter()
+                    .chain(&notes)
+                    .chain(&self.request.labels)
+                    .chain(&self.request.notes);
+                let process = ProcessRequest {
+                    args: args.clone(),
+                    env: env.clone(),
+                    ..ProcessRequest::default()
+                };
+                let checked = check::process(&process)
+                    .and_then(|()| check::devices(&devices))
+                    .and_then(|()| check::interfaces(&interfaces, self.request.network))
+                    .and_then(|()| check::words(words));
+                match checked {
+                    Err(refusal) => self.say(number, &Reply::Refused(refusal), Vec::new()),
+                    Ok(()) => {
+                        self.begun = std::time::Instant::now();
+                        self.timing.clear();
+                        self.request.labels.extend(labels);
+                        self.request.notes.extend(notes);
+                        self.start(args, env, devices, interfaces);
+                    }
+                }
+            }
+            Command::Stop => self.on_stop(number),
+            Command::Signal { signal } => {
+                let done = check::signal(signal).and_then(|()| self.signal(signal));
+                self.answer(number, done);
+            }
+            Command::Freeze => {
+                let done = self.freeze();
+                self.answer(number, done);
+            }
+            Command::Thaw => {
+                let done = self.thaw();
+                self.answer(number, done);
+            }
+            Command::Prove => self.on_prove(number),
+            Command::Exec { args, env, cwd, .. } => {
+                let stdio = self.conn(number).and_then(|c| c.take_fds(3));
+                let done = self.exec(number, &args, &env, cwd.as_deref(), stdio);
+                match done {
+                    Ok(pid) => self.say(number, &Reply::ExecStarted { pid }, Vec::new()),
+                    Err(refusal) => self.say(number, &Reply::Refused(refusal), Vec::new()),
+                }
+            }
+            Command::Release => self.on_release(number),
+        }
+    }
+
+    fn answer(&mut self, number: u64, done: Result<(), Refusal>) {
+        let reply = match done {
+            Ok(()) => Reply::Done,
+            Err(refusal) => Reply::Refused(refusal),
+        };
+        self.say(number, &reply, Vec::new());
+    }
+
+    fn say_status(&mut self, number: u64) {
+        let (status, fds) = self.status();
+        self.say(number, &Reply::Status(Box::new(status)), fds);
+    }
+
+    pub(super) fn phase_name(&self) -> &'static str {
+        match self.phase {
+            Phase::Creating => "being made",
+            Phase::Armed => "armed",
+            Phase::Running => "running",
+            Phase::Frozen => "frozen",
+            Phase::Stopping => "stopping",
+            Phase::Exited => "exited",
+            Phase::Failed => "failed",
+        }
+    }
+
+    /// Refuses what needs a container that lives.
+    pub(super) fn living(&self, stage: &str, phases: &[Phase]) -> Result<(), Refusal> {
+        if phases.contains(&self.phase) {
+            return Ok(());
+        }
+        Err(Refusal {
+            stage: stage.into(),
+            message: format!("it is {}", self.phase_name()),
+            hint: None,
+        })
+    }
+
+    fn on_stop(&mut self, number: u64) {
+        match (self.phase, self.exit) {
+            // It is too late to ask: the answer is there.
+            (Phase::Exited, Some(exit)) => {
+                self.say(number, &Reply::Event(Box::new(Event::Exited(exit))), Vec::new());
+            }
+            (Phase::Creating | Phase::Failed | Phase::Exited, _) => {
+                self.refuse(number, "stop", format!("it is {}", self.phase_name()));
+            }
+            _ => self.stop(),
+        }
+    }
+
+    fn on_prove(&mut self, number: u64) {
+        let reply = match self.prove() {
+            Ok(proof) => {
+                self.proof = Some(proof.clone());
+                Reply::Proof(proof)
+            }
+            Err(refusal) => Reply::Refused(refusal),
+        };
+        self.say(number, &reply, Vec::new());
+    }
+
+    fn exec(
+        &mut self,
+        number: u64,
+        args: &[String],
+        env: &[(String, String)],
+        cwd: Option<&str>,
+        stdio: Option<Vec<OwnedFd>>,
+    ) -> Result<i32, Refusal> {
+        self.living("exec", &[Phase::Running])?;
+        let refuse = |message: String| Refusal {
+            stage: "exec".into(),
+            message,
+            hint: None,
+        };
+        if args.first().is_none_or(String::is_empty) {
+            return Err(refuse("no program is named".into()));
+        }
+        let process = ProcessRequest {
+            command: args.to_vec(),
+            env: env.to_vec(),
+            cwd: cwd.map(str::to_owned),
+            ..ProcessRequest::default()
+        };
+        check::process(&process)?;
+        let Some(Ok([stdin, stdout, stderr])) = stdio.map(<[OwnedFd; 3]>::try_from) else {
+            return Err(refuse(
+                "exec comes with three descriptors: stdin, stdout, stderr".into(),
+            ));
+        };
+        let Some(container) = &self.container else {
+            return Err(refuse("there is no container".into()));
+        };
+        let wanted = berth_runtime::ExecRequest {
+            args: args.to_vec(),
+            env: env.iter().map(|(k, v)| format!("{k}={v}")).collect(),
+            cwd: cwd.map(str::to_owned),
+        };
+        let stdio = berth_runtime::Stdio {
+            stdin,
+            stdout,
+            stderr,
+        };
+        let exec = container.exec(wanted, stdio).map_err(|e| Refusal {
+            stage: "exec".into(),
+            message: chain(&e),
+            hint: e.hint(),
+        })?;
+        let pid = exec.pid;
+        self.execs.push(Exec {
+            pid,
+            pidfd: exec.pidfd,
+            by: number,
+        });
+        Ok(pid)
+    }
+
+    fn on_release(&mut self, number: u64) {
+        if !matches!(self.phase, Phase::Exited | Phase::Failed) {
+            return self.refuse(
+                number,
+                "release",
+                format!("it is {}: stop it first", self.phase_name()),
+            );
+        }
+        self.forget();
+        self.say(number, &Reply::Done, Vec::new());
+        self.released = true;
+        for keeper in &mut self.conns {
+            keeper.conn.closing = true;
+        }
+    }
+}

@@ -1,0 +1,488 @@
+//! The container's life: launch, start, stop, the running proof, exit, release.
+//!
+//! Invariants: a launch that fails at any step leaves nothing but its log and its record; a proof that does not
+//! hold at the exec stop has killed the container before this hears of it; the end is told once.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use berth_runtime::proof::{Fact, Proof, Stage};
+use berth_runtime::{Container, StartArgs, Stdio};
+use nix::errno::Errno;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use super::output::Output;
+use super::{Links, Monitor};
+use crate::compose::chain;
+use crate::paths::{self, Record};
+use crate::wire::{DeviceGrant, Event, Exit, InterfaceGrant, Phase, Refusal, VERSION};
+
+/// From SIGKILL to the next try, should a task be slow to die.
+const KILL_AGAIN: Duration = Duration::from_secs(1);
+
+fn refusal(stage: &str, message: String, hint: Option<String>) -> Refusal {
+    Refusal {
+        stage: stage.into(),
+        message,
+        hint,
+    }
+}
+
+impl Monitor {
+    /// Creates the container; an unarmed one is started at once.
+    pub(super) fn launch(&mut self) {
+        self.mark("fork");
+        if let Some(keeper) = self.conns.first_mut() {
+            keeper.conn.subscribed = true;
+        }
+        if let Err(refusal) = self.create() {
+            return self.fail(refusal, None);
+        }
+        if self.request.armed {
+            match self.prove() {
+                Ok(proof) if proof.holds() => {
+                    self.proof = Some(proof.clone());
+                    self.phase = Phase::Armed;
+                    self.created(Some(proof));
+                }
+                Ok(proof) => self.fail(refusal("prove", failures(&proof), None), Some(proof)),
+                Err(e) => self.fail(e, None),
+            }
+        } else {
+            self.created(None);
+            self.start(Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        }
+        self.on_connections_waiting();
+    }
+
+    /// Commands that came in one breath with the request.
+    fn on_connections_waiting(&mut self) {
+        let numbers: Vec<u64> = self.conns.iter().map(|k| k.number).collect();
+        for number in numbers {
+            self.commands(number);
+        }
+    }
+
+    fn create(&mut self) -> Result<(), Refusal> {
+        let Some(plan) = self.plan.take() else {
+            return Err(refusal("create", "there is no plan".into(), None));
+        };
+        let log = self.paths.log(&self.request.id);
+        let (output, ends) = Output::open(&log, self.request.log_max_bytes).map_err(|e| {
+            let hint = "--state-dir must be on a disk that can be written".to_owned();
+            refusal("log", format!("{}: {e}", log.display()), Some(hint))
+        })?;
+        self.output = Some(output);
+        if self.writable {
+            let storage = self.paths.storage(&self.request.id);
+            for name in ["upper", "work"] {
+                paths::make_dir(&storage.join(name), 0o755)
+                    .map_err(|e| refusal("storage", e.to_string(), None))?;
+            }
+        }
+        let null = std::fs::File::open("/dev/null")
+            .map_err(|e| refusal("create", format!("/dev/null: {e}"), None))?;
+        let stdio = Stdio {
+            stdin: null.into(),
+            stdout: ends.stdout,
+            stderr: ends.stderr,
+        };
+        self.mark("output");
+        let container = plan
+            .create(stdio)
+            .map_err(|e| refusal("create", chain(&e), e.hint()))?;
+        // Its own steps are added with those of the start.
+        self.begun = Instant::now();
+        self.pid = Some(container.pid());
+        self.start_time = Some(container.start_time());
+        self.container = Some(container);
+        // Those of the request went in while it was made.
+        self.watch_links(&self.request.interfaces.clone())
+    }
+
+    fn created(&mut self, proof: Option<Proof>) {
+        let (Some(pid), Some(start_time)) = (self.pid, self.start_time) else {
+            return;
+        };
+        self.tell(&Event::Created {
+            pid,
+            start_time,
+            proof,
+        });
+    }
+
+    /// Lets the container go, with what it waited for.
+    pub(super) fn start(
+        &mut self,
+        args: Vec<String>,
+        env: Vec<(String, String)>,
+        devices: Vec<DeviceGrant>,
+        interfaces: Vec<InterfaceGrant>,
+    ) {
+        if let Err(e) = self.inject(&devices, &interfaces) {
+            return self.fail(e, None);
+        }
+        if self.phase == Phase::Armed {
+            self.request.devices.extend(devices);
+            self.request.interfaces.extend(interfaces);
+            self.request.process.env.extend(env.iter().cloned());
+            if !args.is_empty() {
+                self.request.process.args.clone_from(&args);
+            }
+        }
+        self.mark("inject");
+        let Some(container) = &mut self.container else {
+            return;
+        };
+        // The steps of an armed container's making were told long ago.
+        let told = if self.phase == Phase::Armed {
+            container.timing().len()
+        } else {
+            0
+        };
+        // New arguments go behind the program that command or entrypoint named.
+        let args = if args.is_empty() {
+            args
+        } else {
+            self.program.iter().cloned().chain(args).collect()
+        };
+        match container.start(Some(&StartArgs { args, env })) {
+            Ok(proof) => {
+                self.timing.extend_from_slice(&container.timing()[told..]);
+                self.phase = Phase::Running;
+                self.started_at = Some(paths::now());
+                self.proof = Some(proof.clone());
+                self.prove_at = Some(Instant::now() + self.proof_interval);
+                let timing = self.timing.clone();
+                self.tell(&Event::Started { proof, timing });
+            }
+            Err(e) => {
+                let proof = e.proof().cloned();
+                let stage = if proof.is_some() { "prove" } else { "start" };
+                self.fail(refusal(stage, chain(&e), e.hint()), proof);
+            }
+        }
+    }
+
+    fn inject(&mut self, devices: &[DeviceGrant], interfaces: &[InterfaceGrant]) -> Result<(), Refusal> {
+        let Some(container) = &mut self.container else {
+            return Ok(());
+        };
+        for device in devices {
+            container
+                .inject_device(&crate::compose::device(device))
+                .map_err(|e| refusal("device", chain(&e), e.hint()))?;
+        }
+        for interface in interfaces {
+            container
+                .move_interface_in(&crate::compose::interface(interface))
+                .map_err(|e| refusal("interface", chain(&e), e.hint()))?;
+        }
+        self.watch_links(interfaces)
+    }
+
+    fn watch_links(&mut self, interfaces: &[InterfaceGrant]) -> Result<(), Refusal> {
+        let names: Vec<String> = interfaces
+            .iter()
+            .map(|i| i.rename.as_ref().unwrap_or(&i.name).clone())
+            .collect();
+        let Some(pid) = self.pid.filter(|_| !names.is_empty()) else {
+            return Ok(());
+        };
+        let watched = match &mut self.links {
+            Some(links) => links.add(&names),
+            None => Links::open(pid, &names).map(|links| self.links = Some(links)),
+        };
+        watched.map_err(|e| refusal("interface", format!("watching {}: {e}", names.join(", ")), None))
+    }
+
+    /// Notes how long a step of the launch took.
+    fn mark(&mut self, step: &str) {
+        let now = Instant::now();
+        let micros = u64::try_from((now - self.begun).as_micros()).unwrap_or(u64::MAX);
+        self.timing.push((step.to_owned(), micros));
+        self.begun = now;
+    }
+
+    /// The launch did not happen.
+    fn fail(&mut self, refusal: Refusal, proof: Option<Proof>) {
+        self.free();
+        self.phase = Phase::Failed;
+        self.failure = Some(refusal.clone());
+        self.proof = proof.clone();
+        self.record(None, Some(refusal.clone()));
+        self.tell_drops(true);
+        self.output = None;
+        self.tell(&Event::Failed { refusal, proof });
+    }
+
+    pub(super) fn prove(&mut self) -> Result<Proof, Refusal> {
+        self.living(
+            "prove",
+            &[
+                Phase::Creating,
+                Phase::Armed,
+                Phase::Running,
+                Phase::Frozen,
+                Phase::Stopping,
+            ],
+        )?;
+        let stage = if matches!(self.phase, Phase::Armed | Phase::Creating) {
+            Stage::Armed
+        } else {
+            Stage::Running
+        };
+        let Some(container) = &self.container else {
+            return Err(refusal("prove", "there is no container".into(), None));
+        };
+        container
+            .prove(stage)
+            .map_err(|e| refusal("prove", chain(&e), e.hint()))
+    }
+
+    /// The cheap half of the proof, again and again.
+    pub(super) fn watch(&mut self) {
+        if self.phase != Phase::Running {
+            return;
+        }
+        let Some(container) = &self.container else { return };
+        let drifted: Vec<Fact> = match container.prove_cheap() {
+            Ok(proof) => proof.failures().cloned().collect(),
+            Err(e) => vec![Fact {
+                name: "proof".into(),
+                promised: "can be read".into(),
+                actual: chain(&e),
+                source: "/proc".into(),
+                holds: false,
+            }],
+        };
+        self.reap();
+        if self.phase != Phase::Running {
+            // It ended while it was looked at: that is no drift.
+            return;
+        }
+        let names = |facts: &[Fact]| facts.iter().map(|f| f.name.clone()).collect::<BTreeSet<_>>();
+        let (before, now) = (names(&self.drift), names(&drifted));
+        self.drift = drifted;
+        if !now.is_subset(&before) {
+            self.tell(&Event::Drift {
+                facts: self.drift.clone(),
+            });
+        } else if now.is_empty() && !before.is_empty() {
+            self.tell(&Event::Restored);
+        }
+    }
+
+    pub(super) fn signal(&mut self, signal: i32) -> Result<(), Refusal> {
+        self.living("signal", &[Phase::Running, Phase::Frozen, Phase::Stopping])?;
+        let Some(container) = &self.container else {
+            return Ok(());
+        };
+        container
+            .signal(signal)
+            .map_err(|e| refusal("signal", chain(&e), e.hint()))
+    }
+
+    pub(super) fn freeze(&mut self) -> Result<(), Refusal> {
+        self.living("freeze", &[Phase::Running, Phase::Frozen])?;
+        let Some(container) = &mut self.container else {
+            return Ok(());
+        };
+        container
+            .freeze()
+            .map_err(|e| refusal("freeze", chain(&e), e.hint()))?;
+        self.phase = Phase::Frozen;
+        Ok(())
+    }
+
+    pub(super) fn thaw(&mut self) -> Result<(), Refusal> {
+        self.living("thaw", &[Phase::Running, Phase::Frozen])?;
+        let Some(container) = &mut self.container else {
+            return Ok(());
+        };
+        container
+            .thaw()
+            .map_err(|e| refusal("thaw", chain(&e), e.hint()))?;
+        self.phase = Phase::Running;
+        Ok(())
+    }
+
+    /// Stop signal, grace, SIGKILL. What waits for its device has nothing to finish and is killed.
+    pub(super) fn stop(&mut self) {
+        match self.phase {
+            Phase::Armed => self.kill(),
+            Phase::Frozen => {
+                if self.thaw().is_ok() {
+                    self.stop();
+                } else {
+                    self.kill();
+                }
+            }
+            Phase::Running => {
+                self.phase = Phase::Stopping;
+                let sent = self.signal(self.request.stop.signal);
+                let grace = if sent.is_ok() {
+                    self.request.stop.grace_ms
+                } else {
+                    0
+                };
+                self.kill_at = Some(Instant::now() + Duration::from_millis(grace));
+            }
+            _ => {}
+        }
+    }
+
+    /// SIGKILL to all of it, until the first process has been reaped.
+    pub(super) fn kill(&mut self) {
+        if matches!(self.phase, Phase::Exited | Phase::Failed) {
+            return;
+        }
+        self.phase = Phase::Stopping;
+        if let Some(container) = &self.container
+            && let Err(e) = container.signal_all(libc::SIGKILL)
+        {
+            eprintln!("berth monitor of {}: {}", self.request.id, chain(&e));
+        }
+        self.kill_at = Some(Instant::now() + KILL_AGAIN);
+        self.reap();
+    }
+
+    pub(super) fn on_signals(&mut self) {
+        let mut stop = false;
+        while let Ok(Some(info)) = self.signals.read_signal() {
+            stop |= info.ssi_signo == libc::SIGTERM as u32 || info.ssi_signo == libc::SIGINT as u32;
+        }
+        self.reap();
+        if stop {
+            match self.phase {
+                // The node goes down, or somebody ends this monitor by hand: the container gets its grace.
+                Phase::Armed | Phase::Running | Phase::Frozen => self.stop(),
+                _ => {}
+            }
+        }
+    }
+
+    /// Takes every child that ended: the container, what was executed in it, and orphans of either.
+    pub(super) fn reap(&mut self) {
+        loop {
+            let (pid, code, signal) = match waitpid(None, Some(WaitPidFlag::WNOHANG | WaitPidFlag::__WALL)) {
+                Ok(WaitStatus::Exited(pid, code)) => (pid, Some(code), None),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, None, Some(signal as i32)),
+                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return,
+                Ok(_) | Err(Errno::EINTR) => continue,
+                Err(e) => {
+                    eprintln!("berth monitor of {}: waitpid: {e}", self.request.id);
+                    return;
+                }
+            };
+            self.ended(
+                pid,
+                Exit {
+                    code,
+                    signal,
+                    oom: false,
+                    at: paths::now(),
+                },
+            );
+        }
+    }
+
+    fn ended(&mut self, pid: Pid, mut exit: Exit) {
+        if Some(pid.as_raw()) == self.pid {
+            let killed = exit.signal == Some(libc::SIGKILL);
+            exit.oom = killed && self.container.as_ref().is_some_and(|c| oom_kills(c) > 0);
+            self.exited(exit);
+        } else if let Some(at) = self.execs.iter().position(|e| e.pid == pid.as_raw()) {
+            let exec = self.execs.swap_remove(at);
+            self.say(exec.by, &crate::wire::Reply::ExecExited(exit), Vec::new());
+        }
+    }
+
+    fn exited(&mut self, exit: Exit) {
+        self.pid = None;
+        self.kill_at = None;
+        self.prove_at = None;
+        if let Some(output) = &mut self.output {
+            output.finish();
+        }
+        self.tell_drops(true);
+        self.output = None;
+        self.free();
+        self.phase = Phase::Exited;
+        self.exit = Some(exit);
+        self.record(Some(exit), None);
+        self.tell(&Event::Exited(exit));
+        crate::harden::trim();
+    }
+
+    /// Frees everything the container had. Goes on after an error; all are told to the log.
+    fn free(&mut self) {
+        // It pins the network namespace, and with it the interfaces that are to come back to the host.
+        self.links = None;
+        if let Some(mut container) = self.container.take() {
+            self.pid = None;
+            if let Err(errors) = container.delete() {
+                for e in errors {
+                    eprintln!("berth monitor of {}: freeing: {}", self.request.id, chain(&e));
+                }
+            }
+        }
+        self.drift.clear();
+        if let Err(e) = paths::remove_tree(&self.paths.storage(&self.request.id)) {
+            eprintln!("berth monitor of {}: freeing: {e}", self.request.id);
+        }
+    }
+
+    fn record(&self, exit: Option<Exit>, failure: Option<Refusal>) {
+        let record = Record {
+            version: VERSION,
+            id: self.request.id.clone(),
+            workload: Some(self.request.workload.clone()),
+            boot_id: self.boot_id.clone(),
+            exit,
+            failure,
+            unwitnessed: false,
+        };
+        let folder = self.paths.container(&self.request.id);
+        if let Err(e) = record.write(&folder) {
+            eprintln!("berth monitor of {}: {}: {e}", self.request.id, folder.display());
+        }
+    }
+
+    /// The agent knows: nothing of this container is kept but its log.
+    pub(super) fn forget(&mut self) {
+        self.listener = None;
+        let id = &self.request.id;
+        let socket = paths::remove_file(&self.paths.monitors().join(format!("{id}.sock")));
+        for error in [socket, paths::remove_tree(&self.paths.container(id))]
+            .into_iter()
+            .filter_map(Result::err)
+        {
+            eprintln!("berth monitor of {id}: {error}");
+        }
+    }
+}
+
+/// How many of its processes the kernel killed for want of memory.
+fn oom_kills(container: &Container) -> u64 {
+    container
+        .cgroup()
+        .and_then(|c| c.stats().ok())
+        .and_then(|s| s.oom_kills)
+        .unwrap_or(0)
+}
+
+/// The lines of a proof that do not hold.
+fn failures(proof: &Proof) -> String {
+    let lines: Vec<String> = proof
+        .failures()
+        .map(|f| {
+            format!(
+                "{}: promised {}, is {} ({})",
+                f.name, f.promised, f.actual, f.source
+            )
+        })
+        .collect();
+    lines.join("; ")
+}
