@@ -3,12 +3,16 @@
 
 pub mod check;
 pub mod client;
+pub mod compose;
 pub mod conn;
 pub mod cri;
 pub mod frame;
 pub mod harden;
+pub mod launcher;
 pub mod log;
+mod monitor;
 pub mod paths;
+pub mod profile;
 pub mod socket;
 pub mod users;
 pub mod wire;

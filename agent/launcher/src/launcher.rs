@@ -1,0 +1,464 @@
+//! The launcher: listens on RUN/launcher.sock, checks requests, forks monitors.
+//!
+//! Invariants: one process, one thread, one poll loop; only uid 0 is heard; no request is carried out that
+//! [`crate::check`] and [`Launcher::judge`] did not accept; every security setting comes from the profile that
+//! was resolved here. Monitors are watched by pidfd, those forked here and those found at start alike: when one
+//! dies, its container is killed (its first process was already, by the kernel) and swept. SIGTERM and SIGINT
+//! end the launcher and touch no monitor.
+#![allow(unsafe_code)] // fork(2), from a process with one thread
+
+mod judge;
+mod sweep;
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use berth_images::{Mode, Store};
+use berth_rt::cgroup::Hierarchy;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{ForkResult, fork};
+
+use crate::client::LAUNCHER_SOCKET;
+use crate::compose::chain;
+use crate::conn::{Conn, Read};
+use crate::frame::decode_first;
+use crate::harden::{self, HardenError};
+use crate::monitor::{self, Seed};
+use crate::paths::{self, Paths};
+use crate::profile::Profiles;
+use crate::wire::{LaunchRequest, LauncherRequest, Refusal, Reply};
+use crate::{check, socket};
+
+/// Most connections at once.
+const MAX_CONNS: usize = 64;
+/// A connection that has said nothing whole for so long is closed.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How the launcher is started.
+#[derive(Debug, Clone)]
+pub struct LauncherConfig {
+    /// RUN: sockets, records; on a tmpfs.
+    pub run_dir: PathBuf,
+    /// STATE: images, logs, writable layers.
+    pub state_dir: PathBuf,
+    /// ETC: the node's own profiles in `profiles/NAME.json`.
+    pub config_dir: PathBuf,
+    /// cgroup below which every container gets one of its own, relative to the hierarchies' roots.
+    pub cgroup_parent: String,
+    /// Between two running proofs; at least 100 ms.
+    pub proof_interval: Duration,
+}
+
+impl Default for LauncherConfig {
+    fn default() -> LauncherConfig {
+        LauncherConfig {
+            run_dir: "/run/berth".into(),
+            state_dir: "/var/lib/berth".into(),
+            config_dir: "/etc/berth".into(),
+            cgroup_parent: "berth".into(),
+            proof_interval: Duration::from_secs(2),
+        }
+    }
+}
+
+/// Why the launcher does not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum LauncherError {
+    /// A setting cannot be.
+    #[error("{setting}: {reason}")]
+    Setting {
+        /// The flag.
+        setting: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// It is not run by root.
+    #[error("the launcher runs as root, not as uid {0}")]
+    NotRoot(u32),
+    /// Another thread runs in this process.
+    #[error("this process has {0} threads: the launcher forks, so it must be alone")]
+    Threads(usize),
+    /// Making itself hard failed.
+    #[error("making the launcher hard: {0}")]
+    Harden(#[from] HardenError),
+    /// A folder, the socket or a signal could not be set up.
+    #[error("{what}: {source}")]
+    Setup {
+        /// What was set up.
+        what: String,
+        /// The kernel's word.
+        source: io::Error,
+    },
+    /// No cgroup hierarchy that can be used.
+    #[error("cgroups: {message}")]
+    Cgroups {
+        /// The whole chain of causes.
+        message: String,
+        /// What to change.
+        hint: Option<String>,
+    },
+    /// The image store cannot be read.
+    #[error("images: {message}")]
+    Images {
+        /// The whole chain of causes.
+        message: String,
+        /// What to change.
+        hint: Option<String>,
+    },
+}
+
+impl LauncherError {
+    /// The setting to change, where the environment is at fault.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            LauncherError::Harden(e) => e.hint(),
+            LauncherError::Cgroups { hint, .. } | LauncherError::Images { hint, .. } => hint.clone(),
+            LauncherError::Setup { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
+                Some("another launcher serves this --run-dir".into())
+            }
+            LauncherError::NotRoot(_) => Some("start it by its systemd unit, or with sudo".into()),
+            _ => None,
+        }
+    }
+}
+
+struct Peer {
+    conn: Conn,
+    since: Instant,
+}
+
+struct Watched {
+    id: String,
+    pidfd: OwnedFd,
+}
+
+struct Launcher {
+    config: LauncherConfig,
+    paths: Paths,
+    boot_id: String,
+    oom_score_adj: i32,
+    hierarchy: Hierarchy,
+    store: Option<Store>,
+    profiles: Profiles,
+    signals: SignalFd,
+    listener: OwnedFd,
+    peers: Vec<Peer>,
+    watched: Vec<Watched>,
+}
+
+/// Serves until SIGTERM or SIGINT. Called first thing in the process: it executes itself once more from a sealed
+/// copy, with the same arguments and environment.
+///
+/// # Errors
+/// Why it cannot serve. Refused requests are answered, not returned.
+pub fn main(config: LauncherConfig) -> Result<(), LauncherError> {
+    let uid = nix::unistd::geteuid().as_raw();
+    if uid != 0 {
+        return Err(LauncherError::NotRoot(uid));
+    }
+    let config = settle(config)?;
+    let hardened = harden::harden()?;
+    let setup = |what: &str| {
+        let what = what.to_owned();
+        move |source: io::Error| LauncherError::Setup { what, source }
+    };
+    let threads = std::fs::read_dir("/proc/self/task")
+        .map_err(setup("/proc/self/task"))?
+        .count();
+    if threads != 1 {
+        return Err(LauncherError::Threads(threads));
+    }
+    for remark in &hardened.remarks {
+        eprintln!("berth launcher: {remark}");
+    }
+    let paths = Paths {
+        run: config.run_dir.clone(),
+        state: config.state_dir.clone(),
+        config: config.config_dir.clone(),
+    };
+    paths.make().map_err(setup("folders"))?;
+    let hierarchy = Hierarchy::discover(std::path::Path::new("/")).map_err(|e| LauncherError::Cgroups {
+        message: chain(&e),
+        hint: e.hint(),
+    })?;
+    let signals = signals().map_err(|e| setup("signals")(e.into()))?;
+    let socket = config.run_dir.join(LAUNCHER_SOCKET);
+    let listener =
+        socket::listen(&config.run_dir, LAUNCHER_SOCKET).map_err(setup(&socket.display().to_string()))?;
+    let mut launcher = Launcher {
+        paths,
+        boot_id: paths::boot_id().map_err(setup("boot id"))?,
+        // What runs in a container must not be spared because the launcher is.
+        oom_score_adj: hardened.oom_score_adj.max(0),
+        hierarchy,
+        store: None,
+        profiles: Profiles::new(config.config_dir.join("profiles")),
+        signals,
+        listener,
+        peers: Vec::new(),
+        watched: Vec::new(),
+        config,
+    };
+    launcher.adopt();
+    harden::trim();
+    eprintln!("berth launcher: serving {}", socket.display());
+    launcher.serve();
+    // The next launcher replaces the socket: between the two, nobody is there.
+    drop(paths::remove_file(&socket));
+    Ok(())
+}
+
+fn settle(mut config: LauncherConfig) -> Result<LauncherConfig, LauncherError> {
+    let wrong = |setting, reason: String| LauncherError::Setting { setting, reason };
+    for (setting, folder) in [
+        ("--run-dir", &mut config.run_dir),
+        ("--state-dir", &mut config.state_dir),
+        ("--config-dir", &mut config.config_dir),
+    ] {
+        *folder = std::path::absolute(&*folder)
+            .map_err(|e| wrong(setting, format!("{}: {e}", folder.display())))?;
+    }
+    let parent = config.cgroup_parent.trim_matches('/').to_owned();
+    let part = |p: &str| !p.is_empty() && p != "." && p != ".." && !p.contains(char::is_whitespace);
+    if !parent.split('/').all(part) {
+        return Err(wrong(
+            "--cgroup-parent",
+            format!("{:?} is no cgroup path", config.cgroup_parent),
+        ));
+    }
+    config.cgroup_parent = parent;
+    if config.proof_interval < Duration::from_millis(100) {
+        return Err(wrong("--proof-interval", "at least 100 ms".into()));
+    }
+    Ok(config)
+}
+
+fn signals() -> nix::Result<SignalFd> {
+    let mut set = SigSet::empty();
+    for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT] {
+        set.add(signal);
+    }
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&set), None)?;
+    SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+}
+
+impl Launcher {
+    fn serve(&mut self) {
+        loop {
+            let ready = match self.wait() {
+                Ok(ready) => ready,
+                Err(Errno::EINTR) => continue,
+                Err(e) => return eprintln!("berth launcher: poll: {e}"),
+            };
+            let [signals, listener] = [ready[0], ready[1]];
+            let monitors = &ready[2..2 + self.watched.len()];
+            let dead: Vec<usize> = (0..monitors.len()).filter(|n| !monitors[*n].is_empty()).collect();
+            let conns: Vec<PollFlags> = ready[2 + self.watched.len()..].to_vec();
+            // From the back: answering one takes it out of the list.
+            for n in (0..conns.len()).rev().filter(|n| !conns[*n].is_empty()) {
+                self.on_peer(n, conns[n]);
+            }
+            for n in dead.into_iter().rev() {
+                let gone = self.watched.swap_remove(n);
+                self.on_dead(&gone.id);
+            }
+            if !listener.is_empty() {
+                self.on_listener();
+            }
+            if !signals.is_empty() && self.on_signals() {
+                return;
+            }
+            self.peers.retain(|p| p.since.elapsed() < PATIENCE);
+        }
+    }
+
+    fn wait(&self) -> Result<Vec<PollFlags>, Errno> {
+        let watched = self.watched.iter().map(|w| (w.pidfd.as_fd(), PollFlags::POLLIN));
+        let peers = self.peers.iter().map(|p| (p.conn.as_fd(), p.conn.interest()));
+        let own = [self.signals.as_fd(), self.listener.as_fd()].map(|fd| (fd, PollFlags::POLLIN));
+        let all: Vec<(BorrowedFd<'_>, PollFlags)> = own.into_iter().chain(watched).chain(peers).collect();
+        let mut fds: Vec<PollFd<'_>> = all.iter().map(|(fd, flags)| PollFd::new(*fd, *flags)).collect();
+        let timeout = if self.peers.is_empty() {
+            PollTimeout::NONE
+        } else {
+            PollTimeout::from(1000u16)
+        };
+        poll(&mut fds, timeout)?;
+        Ok(fds
+            .iter()
+            .map(|fd| fd.revents().unwrap_or(PollFlags::empty()))
+            .collect())
+    }
+
+    /// True: the end was asked for.
+    fn on_signals(&mut self) -> bool {
+        let mut end = false;
+        while let Ok(Some(info)) = self.signals.read_signal() {
+            end |= info.ssi_signo != libc::SIGCHLD as u32;
+        }
+        // Monitors are told apart by their pidfds; here everything that ended is only taken off the list.
+        while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG | WaitPidFlag::__WALL)) {
+            if status == WaitStatus::StillAlive {
+                break;
+            }
+        }
+        end
+    }
+
+    fn on_listener(&mut self) {
+        match socket::accept(self.listener.as_fd()) {
+            Ok(Some(stream)) => match socket::peer(stream.as_fd()) {
+                Ok((_, 0)) if self.peers.len() < MAX_CONNS => {
+                    self.peers.push(Peer {
+                        conn: Conn::new(stream),
+                        since: Instant::now(),
+                    });
+                }
+                Ok((pid, uid)) => eprintln!("berth launcher: turned away process {pid} of uid {uid}"),
+                Err(e) => eprintln!("berth launcher: SO_PEERCRED: {e}"),
+            },
+            Ok(None) => {}
+            Err(e) => eprintln!("berth launcher: accept: {e}"),
+        }
+    }
+
+    fn on_peer(&mut self, n: usize, flags: PollFlags) {
+        let peer = &mut self.peers[n];
+        if flags.contains(PollFlags::POLLOUT) && peer.conn.flush().is_err() {
+            self.peers.swap_remove(n);
+            return;
+        }
+        let mut open = true;
+        if flags.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR) && !peer.conn.closing
+        {
+            open = matches!(peer.conn.read(), Ok(Read::Open));
+        }
+        match peer.conn.next_line() {
+            Ok(Some(line)) => {
+                let peer = self.peers.swap_remove(n);
+                self.on_request(peer, &line);
+            }
+            Ok(None) if !open || (peer.conn.closing && peer.conn.idle()) => {
+                self.peers.swap_remove(n);
+            }
+            Ok(None) => {}
+            Err(e) => {
+                let peer = self.peers.swap_remove(n);
+                self.answer(peer, Err(check::refuse(e.to_string())));
+            }
+        }
+    }
+
+    fn on_request(&mut self, peer: Peer, line: &[u8]) {
+        let begun = Instant::now();
+        match decode_first::<LauncherRequest>(line) {
+            Err(e) => self.answer(peer, Err(check::refuse(e.to_string()))),
+            Ok(LauncherRequest::Ping { .. }) => self.answer(peer, Ok(())),
+            Ok(LauncherRequest::Sweep { id, .. }) => {
+                let done = check::id(&id).and_then(|()| self.sweep(&id));
+                self.answer(peer, done);
+            }
+            Ok(LauncherRequest::Launch(request)) => self.launch(peer, *request, begun),
+        }
+    }
+
+    /// The last word on a connection.
+    fn answer(&mut self, mut peer: Peer, done: Result<(), Refusal>) {
+        let reply = match done {
+            Ok(()) => Reply::Done,
+            Err(refusal) => Reply::Refused(refusal),
+        };
+        peer.conn.closing = true;
+        if peer.conn.say(&reply, Vec::new()).is_ok() && !peer.conn.idle() {
+            self.peers.push(peer);
+        }
+    }
+
+    fn launch(&mut self, peer: Peer, request: LaunchRequest, begun: Instant) {
+        let id = request.id.clone();
+        let judged = match self.judge(&request, begun) {
+            Ok(judged) => judged,
+            Err(refusal) => return self.answer(peer, Err(refusal)),
+        };
+        let seed = Seed {
+            request,
+            plan: judged.plan,
+            program: judged.program,
+            writable: judged.writable,
+            paths: self.paths.clone(),
+            boot_id: self.boot_id.clone(),
+            proof_interval: self.config.proof_interval,
+            conn: peer.conn,
+            timing: judged.timing,
+            begun: Instant::now(),
+        };
+        // SAFETY: this process has one thread (checked in main, and none is ever started), so the child may go
+        // on with all of the library's state; it never returns into the launcher's loop.
+        match unsafe { fork() } {
+            Err(e) => {
+                let refusal = Refusal {
+                    stage: "fork".into(),
+                    message: format!("fork: {e}"),
+                    hint: Some("TasksMax of the launcher's unit, kernel.pid_max".into()),
+                };
+                self.answer(
+                    Peer {
+                        conn: seed.conn,
+                        since: begun,
+                    },
+                    Err(refusal),
+                );
+            }
+            Ok(ForkResult::Child) => {
+                self.leave();
+                let status = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| monitor::run(seed)))
+                    .unwrap_or(101);
+                // SAFETY: ends the process at once; the launcher's exit handlers are not the monitor's.
+                unsafe { libc::_exit(status) }
+            }
+            Ok(ForkResult::Parent { child }) => {
+                drop(seed);
+                match socket::pidfd_open(child.as_raw()) {
+                    Ok(pidfd) => self.watched.push(Watched { id, pidfd }),
+                    // A child that is not yet reaped always has one; without descriptors left it cannot be watched.
+                    Err(e) => eprintln!("berth launcher: monitor {child} of {id} is not watched: {e}"),
+                }
+                harden::trim();
+            }
+        }
+    }
+
+    /// In the forked monitor: closes what is the launcher's.
+    fn leave(&mut self) {
+        self.peers = Vec::new();
+        self.watched = Vec::new();
+        // The listener and the signalfd are replaced by /dev/null rather than moved out of `self`, which the
+        // monitor's process keeps untouched so that its memory stays shared.
+        if let Ok(null) = std::fs::File::open("/dev/null") {
+            for fd in [self.listener.as_fd(), self.signals.as_fd()] {
+                use std::os::fd::AsRawFd;
+                // SAFETY: dup3(2) replaces a descriptor that this process owns by another valid one.
+                unsafe { libc::dup3(null.as_raw_fd(), fd.as_raw_fd(), libc::O_CLOEXEC) };
+            }
+        }
+    }
+
+    /// The image store, opened when it is first needed.
+    fn store(&mut self) -> Result<&Store, Refusal> {
+        if self.store.is_none() {
+            let store = Store::open(self.paths.state.join("images"), Mode::Read).map_err(|e| Refusal {
+                stage: "image".into(),
+                message: chain(&e),
+                hint: e.hint(),
+            })?;
+            self.store = Some(store);
+        }
+        self.store.as_ref().ok_or_else(|| check::refuse("no image store"))
+    }
+}

@@ -1,0 +1,157 @@
+//! What is left when a monitor dies before its container was released.
+//!
+//! The kernel has killed the container's first process (PR_SET_PDEATHSIG), and with it its pid namespace; here
+//! the rest goes: what else is in its cgroup, the cgroup itself, its writable layer, its state and the monitor's
+//! socket. A record is written where the monitor left none, and stays until the next sweep or launch under that
+//! id, so that an agent that was away can read it.
+
+use std::fs;
+use std::os::fd::AsFd;
+
+use berth_rt::cgroup::{Cgroup, OpenError};
+
+use super::{Launcher, Watched};
+use crate::compose::chain;
+use crate::paths::{self, Record};
+use crate::socket;
+use crate::wire::{Exit, Refusal, VERSION};
+
+impl Launcher {
+    /// At start: watches the monitors of an earlier launcher, and sweeps after those that died meanwhile.
+    pub(super) fn adopt(&mut self) {
+        for id in self.known() {
+            if !self.watch(&id) {
+                self.on_dead(&id);
+            }
+        }
+    }
+
+    /// Ids with a socket or a state folder.
+    fn known(&self) -> Vec<String> {
+        let names = |folder: std::path::PathBuf| {
+            let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+            entries.filter_map(|e| e.file_name().into_string().ok())
+        };
+        let sockets = names(self.paths.monitors()).filter_map(|n| n.strip_suffix(".sock").map(str::to_owned));
+        let mut all: Vec<String> = sockets.chain(names(self.paths.run.join("containers"))).collect();
+        all.sort();
+        all.dedup();
+        all.retain(|id| crate::check::id(id).is_ok());
+        all
+    }
+
+    /// Watches the monitor that listens for `id`; false where none does.
+    fn watch(&mut self, id: &str) -> bool {
+        let Ok(stream) = socket::connect(&self.paths.monitors(), &format!("{id}.sock")) else {
+            return false;
+        };
+        // The kernel noted who listens when it began to.
+        let Ok((pid, _)) = socket::peer(stream.as_fd()) else {
+            return false;
+        };
+        match socket::pidfd_open(pid) {
+            Ok(pidfd) => {
+                self.watched.push(Watched {
+                    id: id.to_owned(),
+                    pidfd,
+                });
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    pub(super) fn monitor_lives(&self, id: &str) -> bool {
+        socket::connect(&self.paths.monitors(), &format!("{id}.sock")).is_ok()
+    }
+
+    /// A monitor has ended: after `release` nothing is left; else it was killed.
+    pub(super) fn on_dead(&mut self, id: &str) {
+        let socket = self.paths.monitors().join(format!("{id}.sock"));
+        if !socket.exists() && !self.paths.container(id).exists() {
+            return;
+        }
+        match self.clear(id, true) {
+            Ok(()) => eprintln!("berth launcher: the monitor of {id} is gone; swept"),
+            Err(refusal) => eprintln!("berth launcher: sweeping {id}: {}", refusal.message),
+        }
+    }
+
+    /// By request: everything of a dead monitor, its record too.
+    pub(super) fn sweep(&mut self, id: &str) -> Result<(), Refusal> {
+        if self.monitor_lives(id) {
+            let hint = Some("stop and release it instead".to_owned());
+            return Err(Refusal {
+                stage: "sweep".into(),
+                message: format!("the monitor of {id} lives"),
+                hint,
+            });
+        }
+        self.watched.retain(|w| w.id != id);
+        self.clear(id, false)
+    }
+
+    /// Goes on after an error, and tells all of them.
+    fn clear(&self, id: &str, keep_record: bool) -> Result<(), Refusal> {
+        let mut errors = Vec::new();
+        let mut hint = None;
+        match Cgroup::open(&self.hierarchy, &format!("{}/{id}", self.config.cgroup_parent)) {
+            Ok(cgroup) => {
+                if let Err(e) = cgroup.kill() {
+                    hint = e.hint();
+                    errors.push(chain(&e));
+                }
+                if let Err(e) = cgroup.remove() {
+                    hint = hint.or_else(|| e.hint());
+                    errors.push(chain(&e));
+                }
+            }
+            Err(OpenError::NotFound { .. }) => {}
+            Err(e) => errors.push(chain(&e)),
+        }
+        let folder = self.paths.container(id);
+        let record = Record::read(&folder)
+            .ok()
+            .flatten()
+            .filter(|r| r.boot_id == self.boot_id);
+        let mut done = vec![
+            paths::remove_tree(&self.paths.storage(id)),
+            paths::remove_tree(&folder),
+        ];
+        if keep_record {
+            let record = record.unwrap_or_else(|| self.unwitnessed(id));
+            done.push(record.write(&folder));
+        }
+        // Last: while the socket is there, a launcher that starts anew sweeps again.
+        done.push(paths::remove_file(
+            &self.paths.monitors().join(format!("{id}.sock")),
+        ));
+        errors.extend(done.into_iter().filter_map(Result::err).map(|e| e.to_string()));
+        if errors.is_empty() {
+            return Ok(());
+        }
+        Err(Refusal {
+            stage: "sweep".into(),
+            message: errors.join("; "),
+            hint,
+        })
+    }
+
+    fn unwitnessed(&self, id: &str) -> Record {
+        let exit = Exit {
+            code: None,
+            signal: Some(libc::SIGKILL),
+            oom: false,
+            at: paths::now(),
+        };
+        Record {
+            version: VERSION,
+            id: id.to_owned(),
+            workload: None,
+            boot_id: self.boot_id.clone(),
+            exit: Some(exit),
+            failure: None,
+            unwitnessed: true,
+        }
+    }
+}
