@@ -39,9 +39,36 @@ pub(crate) fn workload_of(rule: &RuleSpec) -> &str {
     &rule.workload
 }
 
+/// Why a profile that is right by itself cannot be what it says with what it builds on: a circle, a shipped name, a
+/// change of something the base does not have.
+fn unresolved(name: &str, set: &Set) -> Option<Problem> {
+    let custom = set
+        .profiles
+        .iter()
+        .map(|(name, profile)| (name.clone(), profile.spec.clone()))
+        .collect();
+    let error = berth_policies::resolve(name, &custom).err()?;
+    let (path, message) = match &error {
+        berth_policies::ProfileError::Field { name: owner, problem } if owner == name => {
+            (problem.path.clone(), problem.message.clone())
+        }
+        // Said of the profile whose field it is, or where an unknown name stands.
+        berth_policies::ProfileError::Field { .. } | berth_policies::ProfileError::Unknown { .. } => {
+            return None;
+        }
+        berth_policies::ProfileError::Shipped { name: owner } if owner != name => return None,
+        berth_policies::ProfileError::Shipped { .. } => ("metadata.name".to_owned(), error.to_string()),
+        _ => ("spec.extends".to_owned(), error.to_string()),
+    };
+    Some(Problem {
+        hint: error.hint(),
+        ..Problem::new(path, message)
+    })
+}
+
 /// The profile a profile builds on.
 pub(crate) fn base_of(profile: &ProfileSpec) -> Option<&str> {
-    profile["extends"].as_str()
+    profile.extends.as_deref()
 }
 
 /// Whether berth itself brings a profile of that name.
@@ -51,7 +78,7 @@ pub(crate) fn is_shipped(name: &str) -> bool {
 
 /// Profiles that berth itself brings.
 fn shipped() -> Vec<&'static str> {
-    vec!["strict"]
+    berth_policies::shipped_names().collect()
 }
 
 /// Every problem between the documents of a set. `faulty` are there too, but nothing else is known of them.
@@ -71,6 +98,8 @@ pub(crate) fn problems(set: &Set, faulty: &Faulty) -> Vec<Cross> {
     for (name, profile) in &set.profiles {
         if let Some(base) = base_of(&profile.spec).filter(|base| !profiles.contains(base)) {
             let problem = no_such("spec.extends", Kind::SecurityProfile, base, &profiles);
+            out.push(Cross::error(Kind::SecurityProfile, name, problem));
+        } else if let Some(problem) = unresolved(name, set) {
             out.push(Cross::error(Kind::SecurityProfile, name, problem));
         }
     }

@@ -10,10 +10,8 @@ use crate::fault::Problem;
 use crate::workload::WorkloadSpec;
 
 pub use berth_hotplug::rule::RuleSpec;
+pub use berth_policies::ProfileSpec;
 pub use berth_rt::node::NodeSpec;
-
-/// `kind: SecurityProfile`.
-pub type ProfileSpec = serde_json::Value;
 
 /// A kind's spec.
 pub(crate) trait Spec: DeserializeOwned {
@@ -28,9 +26,15 @@ impl Spec for WorkloadSpec {
     }
 }
 
-impl Spec for serde_json::Value {
+impl Spec for ProfileSpec {
     fn problems(&self, _: Option<&Topology>) -> Vec<Problem> {
-        Vec::new()
+        let found = self.validate().into_iter();
+        found
+            .map(|p| Problem {
+                hint: p.hint,
+                ..Problem::new(p.path, p.message)
+            })
+            .collect()
     }
 }
 
