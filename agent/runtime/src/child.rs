@@ -22,7 +22,9 @@ use nix::unistd::{AccessFlags, Gid, Uid, access, chdir, getcwd, setgroups, setre
 use crate::recipe::{Label, Process, Recipe};
 use crate::report::{self, Down, Failure, Step, Up};
 use crate::rootfs::{PROC_MAGIC, Rootfs};
+use crate::seccomp::{self, Filter, Insn, LoadError};
 use crate::sys::process as sys;
+use crate::timing::Timing;
 
 /// The child's ends.
 pub(crate) struct Ends<'a> {
@@ -55,10 +57,15 @@ fn expect(ends: &Ends<'_>, step: &str) -> Result<Down, Failure> {
 }
 
 fn unexpected<T>(step: &str) -> Result<T, Failure> {
-    Err(Failure::refused(step, "", "the runtime sent the messages in another order"))
+    Err(Failure::refused(
+        step,
+        "",
+        "the runtime sent the messages in another order",
+    ))
 }
 
 fn set_up(recipe: &Recipe, ends: &Ends<'_>) -> Result<Infallible, Failure> {
+    let mut timing = Timing::begin();
     // While it is being made, a container must not outlive its maker.
     sys::set_parent_death_signal(libc::SIGKILL).step("set parent death signal", "")?;
     for (target, fd) in ends.stdio.iter().enumerate() {
@@ -86,36 +93,53 @@ fn set_up(recipe: &Recipe, ends: &Ends<'_>) -> Result<Infallible, Failure> {
         setns(fd, CloneFlags::from_bits_truncate(*kind as i32)).step("join namespace", path)?;
     }
     name_things(recipe, &proc)?;
+    timing.mark("session and names");
     let mut rootfs = Rootfs::begin(recipe)?;
+    timing.mark("root");
     rootfs.mounts()?;
+    timing.mark("mounts");
     rootfs.hide()?;
+    timing.mark("hide");
     let cwd = &recipe.process.cwd;
     if cwd != Path::new("/") {
         let root = rootfs.root.as_fd();
-        let found = crate::sys::mount::open_below(root, cwd, libc::O_PATH, crate::sys::mount::Resolve::InRoot);
+        let found =
+            crate::sys::mount::open_below(root, cwd, libc::O_PATH, crate::sys::mount::Resolve::InRoot);
         if matches!(found, Err(Errno::ENOENT)) {
             crate::rootfs::make_path(root, cwd, true)?;
         }
     }
     hooks_and_placement(recipe, ends)?;
+    timing.mark("cgroup and hooks");
     rootfs.pivot()?;
+    timing.mark("pivot");
     if recipe.new & libc::CLONE_NEWCGROUP as u64 != 0 {
         // Only now is this process where its root shall be.
         unshare(CloneFlags::CLONE_NEWCGROUP).step("unshare", "cgroup namespace")?;
     }
-    let label = recipe.process.label.as_ref().map(|l| open_label(&proc, l)).transpose()?;
+    let label = recipe
+        .process
+        .label
+        .as_ref()
+        .map(|l| open_label(&proc, l))
+        .transpose()?;
     // Capabilities, limits and user; the filter comes first where no_new_privs does not allow it later.
     let mut filter = None;
     if recipe.filtered {
         match expect(ends, "seccomp")? {
-            Down::Filter(flags, program) => filter = Some((flags, program)),
+            Down::Filter(flags, program) => filter = Some(decode(flags, &program)),
             _ => return unexpected("seccomp"),
         }
     }
-    let (wait, tell) = ends.fifos.unwrap_or((ends.socket.as_raw_fd(), ends.socket.as_raw_fd()));
+    timing.mark("filter");
+    let (wait, tell) = ends
+        .fifos
+        .unwrap_or((ends.socket.as_raw_fd(), ends.socket.as_raw_fd()));
     let mut keep = vec![wait, tell, ends.socket.as_raw_fd()];
     keep.extend(label.as_ref().map(|(fd, _)| fd.as_raw_fd()));
     sys::close_all_but(&keep).step("close descriptors", "")?;
+    // Closed by number: their owners must not close them again.
+    std::mem::forget((proc, rootfs));
     if let Some(domain) = recipe.personality {
         sys::set_personality(domain).step("personality", "")?;
     }
@@ -124,11 +148,12 @@ fn set_up(recipe: &Recipe, ends: &Ends<'_>) -> Result<Infallible, Failure> {
         limit(process, None)?;
     }
     if !process.no_new_privs
-        && let Some((flags, program)) = filter.take()
+        && let Some(filter) = filter.take()
     {
-        sys::set_seccomp(&program, flags).step("seccomp", "")?;
+        load(&filter)?;
     }
     credentials(process)?;
+    timing.mark("credentials");
     umask(Mode::from_bits_truncate(process.umask));
     enter_cwd(&process.cwd)?;
     sys::default_sigpipe().step("signal", "SIGPIPE")?;
@@ -139,19 +164,21 @@ fn set_up(recipe: &Recipe, ends: &Ends<'_>) -> Result<Infallible, Failure> {
         sys::set_parent_death_signal(libc::SIGKILL).step("set parent death signal", "")?;
     }
     if recipe.hooks_inside.is_empty() {
+        find_program(process)?;
         label.map_or(Ok(()), write_label)?;
-        restrict(process, filter)?;
-        wait_and_exec(recipe, ends, wait, tell)
+        restrict(process, filter.as_ref())?;
+        ready(ends, timing)?;
+        exec(process, wait_for_start(wait, tell), tell)
     } else {
         // Hooks that run inside need more system calls than the filter may leave.
         find_program(process)?;
-        ready(ends)?;
+        ready(ends, timing)?;
         let start = wait_for_start(wait, tell);
         let state = ends.state.at(nix::unistd::getpid().as_raw(), "created");
         let outcome = crate::hooks::run("startContainer", &recipe.hooks_inside, &state)
             .map_err(|e| Failure::refused("startContainer", "", &e.to_string()))
             .and_then(|()| label.map_or(Ok(()), write_label))
-            .and_then(|()| restrict(process, filter));
+            .and_then(|()| restrict(process, filter.as_ref()));
         match outcome {
             Ok(()) => exec(process, start, tell),
             Err(failure) => give_up(tell, &failure),
@@ -174,7 +201,9 @@ fn name_things(recipe: &Recipe, proc: &OwnedFd) -> Result<(), Failure> {
         let path = Path::new("sys").join(key);
         let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
         let file = nix::fcntl::openat(proc, &path, flags, Mode::empty()).step("sysctl", key)?;
-        std::fs::File::from(file).write_all(value.as_bytes()).step("sysctl", key)?;
+        std::fs::File::from(file)
+            .write_all(value.as_bytes())
+            .step("sysctl", key)?;
     }
     Ok(())
 }
@@ -227,7 +256,9 @@ pub(crate) fn credentials(process: &Process) -> Result<(), Failure> {
         match sys::in_bounding(capability) {
             Err(Errno::EINVAL) => break, // past the kernel's last
             Ok(false) => {}
-            Ok(true) => sys::drop_bounding(capability).step("drop bounding capability", capability.to_string())?,
+            Ok(true) => {
+                sys::drop_bounding(capability).step("drop bounding capability", capability.to_string())?
+            }
             Err(errno) => return Err(Failure::new("read bounding set", capability.to_string(), errno)),
         }
     }
@@ -257,7 +288,11 @@ pub(crate) fn enter_cwd(cwd: &Path) -> Result<(), Failure> {
     chdir(cwd).step("chdir", cwd)?;
     let now = getcwd().step("chdir", cwd)?;
     if !now.is_absolute() {
-        return Err(Failure::refused("chdir", cwd, "the working directory is outside the container"));
+        return Err(Failure::refused(
+            "chdir",
+            cwd,
+            "the working directory is outside the container",
+        ));
     }
     Ok(())
 }
@@ -271,7 +306,11 @@ pub(crate) fn open_label<'a>(proc: &OwnedFd, label: &'a Label) -> Result<(OwnedF
     let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
     let fd = nix::fcntl::openat(proc, path, flags, Mode::empty()).step("open label file", path)?;
     if crate::sys::mount::fs_magic(&fd).step("stat", path)? != PROC_MAGIC {
-        return Err(Failure::refused("open label file", path, "it is not on a proc file system"));
+        return Err(Failure::refused(
+            "open label file",
+            path,
+            "it is not on a proc file system",
+        ));
     }
     Ok((fd, label))
 }
@@ -283,32 +322,53 @@ pub(crate) fn write_label((fd, label): (OwnedFd, &Label)) -> Result<(), Failure>
     };
     match nix::unistd::write(&fd, text.as_bytes()).step("set label", field)? {
         n if n == text.len() => Ok(()),
-        _ => Err(Failure::refused("set label", field, "it was written in part only")),
+        _ => Err(Failure::refused(
+            "set label",
+            field,
+            "it was written in part only",
+        )),
     }
 }
 
 /// no_new_privs, then the filter.
-pub(crate) fn restrict(process: &Process, filter: Option<(u32, Vec<u8>)>) -> Result<(), Failure> {
+pub(crate) fn restrict(process: &Process, filter: Option<&Filter>) -> Result<(), Failure> {
     if process.no_new_privs {
         sys::set_no_new_privs().step("set no_new_privs", "")?;
     }
-    if let Some((flags, program)) = filter {
-        sys::set_seccomp(&program, flags).step("seccomp", "")?;
-    }
-    Ok(())
+    filter.map_or(Ok(()), load)
 }
 
-fn ready(ends: &Ends<'_>) -> Result<(), Failure> {
+/// Put a filter in force.
+pub(crate) fn load(filter: &Filter) -> Result<(), Failure> {
+    match seccomp::load(filter) {
+        Ok(_) => Ok(()), // there is no notification descriptor: plans with one are refused
+        Err(LoadError::Refused { source, .. }) => Err(source).step("seccomp", ""),
+        Err(error) => Err(Failure::refused("seccomp", "", &error.to_string())),
+    }
+}
+
+/// A filter from its bytes on the wire.
+fn decode(flags: u32, program: &[u8]) -> Filter {
+    let insn = |b: &[u8]| Insn {
+        code: u16::from_ne_bytes([b[0], b[1]]),
+        jt: b[2],
+        jf: b[3],
+        k: u32::from_ne_bytes([b[4], b[5], b[6], b[7]]),
+    };
+    Filter {
+        program: program.chunks_exact(8).map(insn).collect(),
+        flags,
+        listener: None,
+        digest: String::new(),
+    }
+}
+
+fn ready(ends: &Ends<'_>, mut timing: Timing) -> Result<(), Failure> {
+    timing.mark("restrict");
     // write(2) rather than send(2): the filter is in force.
-    let message = Up::Ready.encode();
+    let message = Up::Ready(timing.steps).encode();
     nix::unistd::write(ends.socket, &message).step("report", "")?;
     Ok(())
-}
-
-fn wait_and_exec(recipe: &Recipe, ends: &Ends<'_>, wait: RawFd, tell: RawFd) -> Result<Infallible, Failure> {
-    ready(ends)?;
-    let start = wait_for_start(wait, tell);
-    exec(&recipe.process, start, tell)
 }
 
 /// Blocks until the start message; ends the process when there will be none.
@@ -321,7 +381,10 @@ fn wait_for_start(wait: RawFd, tell: RawFd) -> (Vec<CString>, Vec<CString>) {
             Ok(0) => sys::exit_now(1), // the creator is gone
             Ok(n) => match Down::decode(&buffer[..n]) {
                 Some(Down::Start { args, env }) => return (args, env),
-                _ => give_up(tell, &Failure::refused("wait for start", "", "unexpected message")),
+                _ => give_up(
+                    tell,
+                    &Failure::refused("wait for start", "", "unexpected message"),
+                ),
             },
         }
     }
@@ -338,7 +401,11 @@ fn candidates(program: &CStr, env: &[CString]) -> Vec<CString> {
     if program.contains(&b'/') {
         return CString::new(program).into_iter().collect();
     }
-    let path = env.iter().rev().find_map(|e| e.to_bytes().strip_prefix(b"PATH=")).unwrap_or(b"");
+    let path = env
+        .iter()
+        .rev()
+        .find_map(|e| e.to_bytes().strip_prefix(b"PATH="))
+        .unwrap_or(b"");
     path.split(|b| *b == b':')
         .map(|dir| if dir.is_empty() { &b"."[..] } else { dir })
         .filter_map(|dir| CString::new([dir, b"/", program].concat()).ok())
@@ -376,7 +443,13 @@ fn exec(process: &Process, start: (Vec<CString>, Vec<CString>), tell: RawFd) -> 
     // A name that comes again replaces the earlier one.
     let name = |pair: &CString| pair.to_bytes().split(|b| *b == b'=').next().map(<[u8]>::to_vec);
     let replaced: Vec<_> = more.iter().map(name).collect();
-    env.extend(process.env.iter().filter(|e| more.is_empty() || !replaced.contains(&name(e))).cloned());
+    env.extend(
+        process
+            .env
+            .iter()
+            .filter(|e| more.is_empty() || !replaced.contains(&name(e)))
+            .cloned(),
+    );
     env.extend(more);
     give_up(tell, &exec_first(args, &env))
 }
@@ -408,7 +481,10 @@ mod tests {
     #[test]
     fn where_a_program_is_looked_for() {
         assert_eq!(candidates(c"bin/x", &c(&["PATH=/a"])), c(&["bin/x"]));
-        assert_eq!(candidates(c"x", &c(&["PATH=/a", "PATH=/b::/c"])), c(&["/b/x", "./x", "/c/x"]));
+        assert_eq!(
+            candidates(c"x", &c(&["PATH=/a", "PATH=/b::/c"])),
+            c(&["/b/x", "./x", "/c/x"])
+        );
         assert_eq!(candidates(c"x", &c(&["A=1"])), c(&["./x"]));
     }
 }

@@ -10,7 +10,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use berth_rt::cgroup::{Access, Cgroup, Controller, DeviceError, DeviceKind, DeviceRule, Extras, FreezeError, Hierarchy, Mode};
+use berth_rt::cgroup::{
+    Access, Cgroup, Controller, DeviceError, DeviceKind, DeviceRule, Extras, FreezeError, Hierarchy, Mode,
+};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -25,6 +27,7 @@ use crate::plan::Interface;
 use crate::proof::{CgroupFile, Promise};
 use crate::recipe::{Node, NodeKind, Process};
 use crate::report::Failure;
+use crate::seccomp::Filter;
 use crate::state::{Record, Status};
 use crate::sys::process as sys;
 use crate::timing::Timing;
@@ -40,6 +43,13 @@ pub(crate) enum Channel {
     None,
 }
 
+/// Credentials and filter of a container's processes.
+#[derive(Debug)]
+pub(crate) struct Words {
+    pub(crate) process: Process,
+    pub(crate) filter: Option<Filter>,
+}
+
 /// A container between create and delete.
 #[derive(Debug)]
 pub struct Container {
@@ -50,7 +60,7 @@ pub struct Container {
     pub(crate) channel: Channel,
     pub(crate) timing: Timing,
     /// Credentials and filter for processes that join; only in the process that made it.
-    pub(crate) words: Option<(Process, Option<(u32, Vec<u8>)>)>,
+    pub(crate) words: Option<Words>,
 }
 
 /// A device to be put into a running or armed container.
@@ -78,7 +88,11 @@ impl Device {
     fn node(&self) -> Node {
         Node {
             path: self.path.clone(),
-            kind: if self.block { NodeKind::Block } else { NodeKind::Char },
+            kind: if self.block {
+                NodeKind::Block
+            } else {
+                NodeKind::Char
+            },
             major: self.major,
             minor: self.minor,
             mode: self.mode,
@@ -88,13 +102,22 @@ impl Device {
     }
 
     fn rule(&self, allow: bool, access: Access) -> DeviceRule {
-        let kind = if self.block { DeviceKind::Block } else { DeviceKind::Char };
+        let kind = if self.block {
+            DeviceKind::Block
+        } else {
+            DeviceKind::Char
+        };
         DeviceRule::device(allow, kind, self.major, self.minor, access)
     }
 
     fn word(&self) -> String {
         let ordered: String = "rwm".chars().filter(|c| self.access.contains(*c)).collect();
-        format!("{} {}:{} {ordered}", if self.block { 'b' } else { 'c' }, self.major, self.minor)
+        format!(
+            "{} {}:{} {ordered}",
+            if self.block { 'b' } else { 'c' },
+            self.major,
+            self.minor
+        )
     }
 }
 
@@ -127,8 +150,12 @@ impl OpenError {
     /// The setting to change.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Unfinished { id } | Self::State { id, .. } => Some(format!("free it with `delete --force {id}`")),
-            Self::NotFound { .. } => Some("`list` shows those that exist; --root names the folder of their states".into()),
+            Self::Unfinished { id } | Self::State { id, .. } => {
+                Some(format!("free it with `delete --force {id}`"))
+            }
+            Self::NotFound { .. } => {
+                Some("`list` shows those that exist; --root names the folder of their states".into())
+            }
         }
     }
 }
@@ -217,31 +244,64 @@ pub struct DeleteError {
 
 /// "; still there: …", or nothing.
 pub(crate) fn remains(left: &[String]) -> String {
-    if left.is_empty() { String::new() } else { format!("; could not be undone: {}", left.join("; ")) }
+    if left.is_empty() {
+        String::new()
+    } else {
+        format!("; could not be undone: {}", left.join("; "))
+    }
 }
 
 /// Nanoseconds since the epoch.
 pub(crate) fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_nanos() as u64)
 }
 
 /// What is promised of the cgroup and can be said only when it exists.
-pub(crate) fn promise_cgroup(promise: &mut Promise, cgroup: &Cgroup, resources: &LinuxResources, extras: &Extras) {
+pub(crate) fn promise_cgroup(
+    promise: &mut Promise,
+    cgroup: &Cgroup,
+    resources: &LinuxResources,
+    extras: &Extras,
+) {
     promise.cgroups = cgroup
         .memberships()
         .into_iter()
-        .map(|(name, path)| (if name.is_empty() { "unified".to_owned() } else { name }, path))
+        .map(|(name, path)| {
+            (
+                if name.is_empty() {
+                    "unified".to_owned()
+                } else {
+                    name
+                },
+                path,
+            )
+        })
         .collect();
     let v2 = cgroup.hierarchy().mode() == Mode::V2;
     let mut file = |controller: Controller, v1: &str, unified: &str, value: String| {
         let name = if v2 { unified } else { v1 };
         if let (Some(dir), false) = (cgroup.dir(controller), name.is_empty()) {
-            promise.cgroup_files.push(CgroupFile { path: dir.join(name), value });
+            promise.cgroup_files.push(CgroupFile {
+                path: dir.join(name),
+                value,
+            });
         }
     };
-    if let Some(limit) = resources.memory().as_ref().and_then(|m| m.limit()).filter(|l| *l > 0) {
+    if let Some(limit) = resources
+        .memory()
+        .as_ref()
+        .and_then(|m| m.limit())
+        .filter(|l| *l > 0)
+    {
         let page = 4096; // the kernel rounds down to whole pages
-        file(Controller::Memory, "memory.limit_in_bytes", "memory.max", (limit / page * page).to_string());
+        file(
+            Controller::Memory,
+            "memory.limit_in_bytes",
+            "memory.max",
+            (limit / page * page).to_string(),
+        );
     }
     if let Some(pids) = resources.pids().as_ref().map(|p| p.limit()).filter(|l| *l > 0) {
         file(Controller::Pids, "pids.max", "pids.max", pids.to_string());
@@ -257,7 +317,12 @@ pub(crate) fn promise_cgroup(promise: &mut Promise, cgroup: &Cgroup, resources: 
         }
     }
     if let Some(budget) = extras.rt_budget {
-        file(Controller::Cpu, "cpu.rt_runtime_us", "", budget.runtime_us.to_string());
+        file(
+            Controller::Cpu,
+            "cpu.rt_runtime_us",
+            "",
+            budget.runtime_us.to_string(),
+        );
     }
 }
 
@@ -269,9 +334,17 @@ impl Container {
         dir: PathBuf,
         channel: Channel,
         timing: Timing,
-        words: (Process, Option<(u32, Vec<u8>)>),
+        words: Words,
     ) -> Self {
-        Self { record, pidfd: Some(pidfd), cgroup: Some(cgroup), dir, channel, timing, words: Some(words) }
+        Self {
+            record,
+            pidfd: Some(pidfd),
+            cgroup: Some(cgroup),
+            dir,
+            channel,
+            timing,
+            words: Some(words),
+        }
     }
 
     /// Open a stored container.
@@ -294,8 +367,20 @@ impl Container {
             pidfd = None; // another process has the pid, or none
         }
         let cgroup = Cgroup::open(hierarchy, &record.cgroup).ok();
-        let channel = if record.detached { Channel::Fifos } else { Channel::None };
-        Ok(Self { record, pidfd, cgroup, dir, channel, timing: Timing::begin(), words: None })
+        let channel = if record.detached {
+            Channel::Fifos
+        } else {
+            Channel::None
+        };
+        Ok(Self {
+            record,
+            pidfd,
+            cgroup,
+            dir,
+            channel,
+            timing: Timing::begin(),
+            words: None,
+        })
     }
 
     /// Free what a creation left that was cut off: its processes, its cgroup, its folder.
@@ -372,7 +457,11 @@ impl Container {
     /// The OCI state as JSON.
     pub fn state_json(&self) -> String {
         let status = self.status();
-        let pid = if status == Status::Stopped { 0 } else { self.record.pid };
+        let pid = if status == Status::Stopped {
+            0
+        } else {
+            self.record.pid
+        };
         self.record.state.at(pid, status.as_str())
     }
 
@@ -381,12 +470,26 @@ impl Container {
         &self.timing.steps
     }
 
+    /// The time since the last step went into `step`.
+    pub(crate) fn mark(&mut self, step: &str) {
+        self.timing.mark(step);
+    }
+
+    /// Steps taken before it was made.
+    pub(crate) fn prepend(&mut self, before: Timing) {
+        self.timing.steps.splice(0..0, before.steps);
+    }
+
     fn group(&self) -> Result<&Cgroup, ContainerError> {
-        self.cgroup.as_ref().ok_or_else(|| ContainerError::NoCgroup { id: self.record.id.clone() })
+        self.cgroup.as_ref().ok_or_else(|| ContainerError::NoCgroup {
+            id: self.record.id.clone(),
+        })
     }
 
     fn not_running(&self) -> ContainerError {
-        ContainerError::NotRunning { id: self.record.id.clone() }
+        ContainerError::NotRunning {
+            id: self.record.id.clone(),
+        }
     }
 
     /// Send a signal (1 to 64) to the first process.
@@ -397,7 +500,11 @@ impl Container {
         let pidfd = self.pidfd.as_ref().ok_or_else(|| self.not_running())?;
         match sys::pidfd_signal(pidfd.as_fd(), signal) {
             Err(Errno::ESRCH) => Err(self.not_running()),
-            Err(errno) => Err(ContainerError::Signal { id: self.record.id.clone(), signal, errno }),
+            Err(errno) => Err(ContainerError::Signal {
+                id: self.record.id.clone(),
+                signal,
+                errno,
+            }),
             Ok(()) => Ok(()),
         }
     }
@@ -412,12 +519,22 @@ impl Container {
             return Ok(cgroup.kill()?);
         }
         let id = || self.record.id.clone();
-        let pids = cgroup.procs().map_err(|_| ContainerError::NoCgroup { id: id() })?;
+        let pids = cgroup
+            .procs()
+            .map_err(|_| ContainerError::NoCgroup { id: id() })?;
         for pid in pids {
-            let Ok(fd) = sys::pidfd_open(Pid::from_raw(pid)) else { continue }; // it has ended meanwhile
+            let Ok(fd) = sys::pidfd_open(Pid::from_raw(pid)) else {
+                continue;
+            }; // it has ended meanwhile
             match sys::pidfd_signal(fd.as_fd(), signal) {
                 Ok(()) | Err(Errno::ESRCH) => {}
-                Err(errno) => return Err(ContainerError::Signal { id: id(), signal, errno }),
+                Err(errno) => {
+                    return Err(ContainerError::Signal {
+                        id: id(),
+                        signal,
+                        errno,
+                    });
+                }
             }
         }
         Ok(())
@@ -468,7 +585,10 @@ impl Container {
     /// # Errors
     /// Permission or node cannot be made; the permission is taken back when the node fails.
     pub fn inject_device(&mut self, device: &Device) -> Result<(), ContainerError> {
-        let bad = |reason: &str| ContainerError::BadDevice { path: device.path.clone(), reason: reason.to_owned() };
+        let bad = |reason: &str| ContainerError::BadDevice {
+            path: device.path.clone(),
+            reason: reason.to_owned(),
+        };
         if !device.path.starts_with("/dev/") || device.path.components().any(|c| c.as_os_str() == "..") {
             return Err(bad("the path must lie below /dev"));
         }
@@ -496,7 +616,10 @@ impl Container {
         let access: Access = device
             .access
             .parse()
-            .map_err(|reason| ContainerError::BadDevice { path: device.path.clone(), reason })?;
+            .map_err(|reason| ContainerError::BadDevice {
+                path: device.path.clone(),
+                reason,
+            })?;
         let denied = self.group()?.deny_device(&device.rule(false, access));
         if denied.is_ok()
             && let Some(devices) = &mut self.record.promise.devices
@@ -505,7 +628,9 @@ impl Container {
             devices.remove(at);
         }
         let removed = match self.root() {
-            Ok(root) => crate::dev::eject(root.as_fd(), &device.node()).map(drop).map_err(ContainerError::from),
+            Ok(root) => crate::dev::eject(root.as_fd(), &device.node())
+                .map(drop)
+                .map_err(ContainerError::from),
             Err(ContainerError::NotRunning { .. }) => Ok(()), // the node went with its mount namespace
             Err(e) => Err(e),
         };
@@ -540,7 +665,12 @@ impl Container {
     /// # Errors
     /// The folder cannot be written.
     pub fn store(&self) -> Result<(), ContainerError> {
-        self.record.store(&self.dir).map_err(|source| ContainerError::Store { id: self.record.id.clone(), source })
+        self.record
+            .store(&self.dir)
+            .map_err(|source| ContainerError::Store {
+                id: self.record.id.clone(),
+                source,
+            })
     }
 
     /// Wait for the end of the first process, which must be a child of the caller.
@@ -569,19 +699,38 @@ impl Container {
         if let Some(pidfd) = &self.pidfd {
             match sys::pidfd_signal(pidfd.as_fd(), libc::SIGKILL) {
                 Ok(()) => {
+                    // A frozen process of cgroup v1 ends only once it is thawed.
+                    if let Some(cgroup) = &self.cgroup
+                        && cgroup.frozen().unwrap_or(true)
+                        && let Err(e) = cgroup.thaw()
+                    {
+                        errors.push(DeleteError {
+                            what: "cgroup",
+                            message: e.to_string(),
+                        });
+                    }
                     if !ended(pidfd.as_fd(), Duration::from_secs(10)) {
                         let message = format!("process {} does not end after SIGKILL", self.record.pid);
-                        errors.push(DeleteError { what: "process", message });
+                        errors.push(DeleteError {
+                            what: "process",
+                            message,
+                        });
                     }
                 }
                 Err(Errno::ESRCH) => {}
                 Err(errno) => {
                     let message = format!("process {}: {}", self.record.pid, errno.desc());
-                    errors.push(DeleteError { what: "process", message });
+                    errors.push(DeleteError {
+                        what: "process",
+                        message,
+                    });
                 }
             }
             // Only a child of the caller can be reaped; for others init does it.
-            let _ = waitid(Id::PIDFd(pidfd.as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG);
+            let _ = waitid(
+                Id::PIDFd(pidfd.as_fd()),
+                WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG,
+            );
         }
         self.timing.mark("kill");
         if let Some(cgroup) = self.cgroup.take() {
@@ -596,7 +745,10 @@ impl Container {
             let state = self.record.state.at(0, "stopped");
             for hook in &self.record.hooks.poststop {
                 if let Err(e) = hooks::run("poststop", std::slice::from_ref(hook), &state) {
-                    errors.push(DeleteError { what: "poststop", message: e.to_string() });
+                    errors.push(DeleteError {
+                        what: "poststop",
+                        message: e.to_string(),
+                    });
                 }
             }
         }
@@ -607,10 +759,16 @@ impl Container {
 
 fn free_cgroup(cgroup: &Cgroup, errors: &mut Vec<DeleteError>) {
     if let Err(e) = cgroup.kill() {
-        errors.push(DeleteError { what: "cgroup", message: e.to_string() });
+        errors.push(DeleteError {
+            what: "cgroup",
+            message: e.to_string(),
+        });
     }
     if let Err(e) = cgroup.remove() {
-        errors.push(DeleteError { what: "cgroup", message: e.to_string() });
+        errors.push(DeleteError {
+            what: "cgroup",
+            message: e.to_string(),
+        });
     }
 }
 
@@ -618,7 +776,10 @@ fn remove_dir(dir: &Path, errors: &mut Vec<DeleteError>) {
     match fs::remove_dir_all(dir) {
         Ok(()) => {}
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        Err(e) => errors.push(DeleteError { what: "state", message: format!("{}: {e}", dir.display()) }),
+        Err(e) => errors.push(DeleteError {
+            what: "state",
+            message: format!("{}: {e}", dir.display()),
+        }),
     }
 }
 

@@ -20,7 +20,7 @@ use nix::unistd::{Pid, mkfifo};
 use thiserror::Error;
 
 use crate::child;
-use crate::container::{Channel, Container};
+use crate::container::{Channel, Container, Words};
 use crate::hooks::{self, HookError};
 use crate::net::{self, NetError};
 use crate::plan::Plan;
@@ -104,6 +104,9 @@ pub enum CreateCause {
     /// The seccomp section.
     #[error(transparent)]
     Seccomp(#[from] seccomp::SeccompError),
+    /// The kernel lacks an action or a flag of the filter.
+    #[error("linux.seccomp: {0}")]
+    Unsupported(String),
     /// A hook.
     #[error(transparent)]
     Hook(#[from] HookError),
@@ -118,7 +121,11 @@ impl CreateCause {
     }
 
     fn file(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::File { what, path: path.to_owned(), source }
+        move |source| Self::File {
+            what,
+            path: path.to_owned(),
+            source,
+        }
     }
 
     fn hint(&self) -> Option<String> {
@@ -130,10 +137,14 @@ impl CreateCause {
             Self::Seccomp(source) => source.hint(),
             Self::Net(source) => source.hint(),
             Self::Inside(failure) => failure.hint(),
-            Self::Call { what: "clone", errno: Errno::EPERM } => Some("run as root with CAP_SYS_ADMIN".into()),
-            Self::Call { what: "clone", errno: Errno::ENOSPC | Errno::EUSERS } => {
-                Some("raise the namespace limits in /proc/sys/user/max_*_namespaces".into())
-            }
+            Self::Call {
+                what: "clone",
+                errno: Errno::EPERM,
+            } => Some("run as root with CAP_SYS_ADMIN".into()),
+            Self::Call {
+                what: "clone",
+                errno: Errno::ENOSPC | Errno::EUSERS,
+            } => Some("raise the namespace limits in /proc/sys/user/max_*_namespaces".into()),
             _ => None,
         }
     }
@@ -144,15 +155,28 @@ impl Failure {
     pub fn hint(&self) -> Option<String> {
         Some(match (self.step.as_str(), self.errno) {
             ("set resource limit", Errno::EPERM) => {
-                format!("the runtime needs CAP_SYS_RESOURCE to raise {}, or ask for no more than its own hard limit", self.path.display())
+                format!(
+                    "the runtime needs CAP_SYS_RESOURCE to raise {}, or ask for no more than its own hard limit",
+                    self.path.display()
+                )
             }
             ("executable file" | "exec", Errno::ENOENT) => "correct process.args or process.env PATH".into(),
-            ("executable file" | "exec", Errno::EACCES) => "make the file executable, on a mount without noexec".into(),
+            ("executable file" | "exec", Errno::EACCES) => {
+                "make the file executable, on a mount without noexec".into()
+            }
             ("exec", Errno::ENOEXEC) => "build the image for this node's architecture".into(),
-            ("root file system", _) => "build the image with plain directories at /dev, /proc and /sys".into(),
-            ("bind" | "open root file system", Errno::ENOENT) => "correct the path in the configuration".into(),
-            ("seccomp", Errno::EINVAL) => "the kernel needs CONFIG_SECCOMP_FILTER and every flag of linux.seccomp.flags".into(),
-            ("setgroups" | "setgid" | "setuid", Errno::EINVAL) => "map the id in linux.uidMappings and linux.gidMappings".into(),
+            ("root file system", _) => {
+                "build the image with plain directories at /dev, /proc and /sys".into()
+            }
+            ("bind" | "open root file system", Errno::ENOENT) => {
+                "correct the path in the configuration".into()
+            }
+            ("seccomp", Errno::EINVAL) => {
+                "the kernel needs CONFIG_SECCOMP_FILTER and every flag of linux.seccomp.flags".into()
+            }
+            ("setgroups" | "setgid" | "setuid", Errno::EINVAL) => {
+                "map the id in linux.uidMappings and linux.gidMappings".into()
+            }
             _ => return None,
         })
     }
@@ -199,11 +223,21 @@ impl Plan {
     pub fn create(self, stdio: Stdio) -> Result<Container, CreateError> {
         let mut timing = Timing::begin();
         let state_dir = self.state_dir.clone();
-        reserve(&self.id, &state_dir).map_err(|cause| CreateError { cause, left: Vec::new() })?;
-        let mut made = Made { state_dir, cgroup: None, child: None };
+        reserve(&self.id, &state_dir).map_err(|cause| CreateError {
+            cause,
+            left: Vec::new(),
+        })?;
+        let mut made = Made {
+            state_dir,
+            cgroup: None,
+            child: None,
+        };
         match self.make(stdio, &mut made, &mut timing) {
             Ok(container) => Ok(container),
-            Err(cause) => Err(CreateError { cause, left: made.undo() }),
+            Err(cause) => Err(CreateError {
+                cause,
+                left: made.undo(),
+            }),
         }
     }
 
@@ -214,8 +248,9 @@ impl Plan {
         timing.mark("state");
         // v1 groups are made while the child mounts; v2 groups must be there for CLONE_INTO_CGROUP.
         let own_users = self.recipe.new & libc::CLONE_NEWUSER as u64 != 0;
-        let needed_early =
-            own_users || self.hierarchy.mode() == berth_rt::cgroup::Mode::V2 || self.recipe.mounts.iter().any(|m| m.fs == "cgroup");
+        let needed_early = own_users
+            || self.hierarchy.mode() == berth_rt::cgroup::Mode::V2
+            || self.recipe.mounts.iter().any(|m| m.fs == "cgroup");
         if needed_early {
             self.make_cgroup(made)?;
             timing.mark("cgroup");
@@ -225,9 +260,13 @@ impl Plan {
             self.recipe.cgroups = cgroup.paths();
             self.recipe.cgroup_v2 = self.hierarchy.mode() == berth_rt::cgroup::Mode::V2;
         }
-        let (ours, theirs) =
-            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
-                .map_err(CreateCause::call("socketpair"))?;
+        let (ours, theirs) = socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_CLOEXEC,
+        )
+        .map_err(CreateCause::call("socketpair"))?;
         let (pid, pidfd) = self.clone_child(stdio, theirs, fifos, into.as_ref())?;
         let socket = ours;
         let child = Child { pid, socket: &socket };
@@ -286,14 +325,10 @@ impl Plan {
         let filter = match &self.seccomp {
             Some(section) => {
                 let filter = seccomp::compile(section, &seccomp::Options::default())?;
-                let program = encode(&filter);
+                seccomp::supported(&filter).map_err(CreateCause::Unsupported)?;
                 timing.mark("seccomp");
-                let down = Down::Filter(filter.flags, program);
-                child.send(&down)?;
-                match down {
-                    Down::Filter(flags, program) => Some((flags, program)),
-                    _ => None,
-                }
+                child.send(&Down::Filter(filter.flags, encode(&filter)))?;
+                Some(filter)
             }
             None => None,
         };
@@ -306,21 +341,26 @@ impl Plan {
             id: self.id.clone(),
             pid: pid.as_raw(),
             start_time,
-            boot_id: state::boot_id().map_err(CreateCause::file("read", Path::new("/proc/sys/kernel/random/boot_id")))?,
+            boot_id: state::boot_id().map_err(CreateCause::file(
+                "read",
+                Path::new("/proc/sys/kernel/random/boot_id"),
+            ))?,
             created_at: crate::container::now(),
             cgroup: self.cgroup.clone(),
             detached: self.detached,
             promise,
             hooks: std::mem::take(&mut self.hooks),
             state: self.hook_state.clone(),
-            scheduler: self.scheduler.clone(),
+            scheduler: self.scheduler,
             io_priority: self.io_priority,
             affinity: self.affinity.clone(),
         };
         let text = serde_json::to_vec(&record).map_err(|e| CreateCause::file("write", &dir)(e.into()))?;
         timing.mark("record");
         match child.receive()? {
-            Up::Ready => {}
+            Up::Ready(steps) => timing
+                .steps
+                .extend(steps.into_iter().map(|(s, us)| (format!("inside: {s}"), us))),
             other => return Err(child.unexpected(other)),
         }
         timing.mark("ready");
@@ -329,8 +369,23 @@ impl Plan {
         let Some((_, pidfd)) = made.child.take() else {
             return Err(CreateCause::Died("no process".into()));
         };
-        let channel = if self.detached { Channel::Fifos } else { Channel::Socket(socket) };
-        Ok(Container::made(record, pidfd, cgroup, dir, channel, timing.clone(), (self.recipe.process, filter)))
+        let channel = if self.detached {
+            Channel::Fifos
+        } else {
+            Channel::Socket(socket)
+        };
+        Ok(Container::made(
+            record,
+            pidfd,
+            cgroup,
+            dir,
+            channel,
+            timing.clone(),
+            Words {
+                process: self.recipe.process,
+                filter,
+            },
+        ))
     }
 
     fn make_cgroup(&self, made: &mut Made) -> Result<(), CreateCause> {
@@ -359,7 +414,11 @@ impl Plan {
         }
         let mut high = Vec::new();
         for fd in [stdio.stdin, stdio.stdout, stdio.stderr] {
-            let fd = if fd.as_raw_fd() < 3 { sys::dup_high(fd.as_fd()).map_err(CreateCause::call("dup"))? } else { fd };
+            let fd = if fd.as_raw_fd() < 3 {
+                sys::dup_high(fd.as_fd()).map_err(CreateCause::call("dup"))?
+            } else {
+                fd
+            };
             high.push(fd);
         }
         let numbers = [high[0].as_raw_fd(), high[1].as_raw_fd(), high[2].as_raw_fd()];
@@ -375,14 +434,18 @@ impl Plan {
         let own_pids = match &self.pid_namespace {
             Some(path) => {
                 let own = open(Path::new("/proc/self/ns/pid_for_children"))?;
-                setns(open(path)?, CloneFlags::CLONE_NEWPID).map_err(CreateCause::call("join pid namespace"))?;
+                setns(open(path)?, CloneFlags::CLONE_NEWPID)
+                    .map_err(CreateCause::call("join pid namespace"))?;
                 Some(own)
             }
             None => None,
         };
         // The cgroup namespace is made by the child itself, once the cgroup holds it.
         let namespaces = self.recipe.new & !(libc::CLONE_NEWCGROUP as u64);
-        let cloned = sys::clone3(CloneArgs { namespaces, cgroup: into.map(AsRawFd::as_raw_fd) });
+        let cloned = sys::clone3(CloneArgs {
+            namespaces,
+            cgroup: into.map(AsRawFd::as_raw_fd),
+        });
         if let Ok(Cloned::Child) = cloned {
             let ends = child::Ends {
                 socket: theirs.as_fd(),
@@ -418,14 +481,21 @@ impl Child<'_> {
             Ok(()) => Ok(()),
             // It has given up: its last words say why.
             Err(Errno::EPIPE | Errno::ECONNRESET) => Err(self.last_words()),
-            Err(errno) => Err(CreateCause::Call { what: "send to the new process", errno }),
+            Err(errno) => Err(CreateCause::Call {
+                what: "send to the new process",
+                errno,
+            }),
         }
     }
 
     fn receive(&self) -> Result<Up, CreateCause> {
         let mut buffer = vec![0u8; 16 * 1024];
-        match report::receive(self.socket, &mut buffer).map_err(CreateCause::call("receive from the new process"))? {
-            Some(bytes) => Up::decode(bytes).ok_or_else(|| CreateCause::Died("it sent something unknown".into())),
+        match report::receive(self.socket, &mut buffer)
+            .map_err(CreateCause::call("receive from the new process"))?
+        {
+            Some(bytes) => {
+                Up::decode(bytes).ok_or_else(|| CreateCause::Died("it sent something unknown".into()))
+            }
             None => Err(self.died()),
         }
     }

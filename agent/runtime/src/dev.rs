@@ -17,8 +17,14 @@ use crate::rootfs::make_path;
 use crate::sys::mount::{self as sys, Resolve, open_below};
 
 /// What every container has, as the OCI specification lists them: name and minor number, major 1 or 5.
-const DEFAULTS: [(&str, u32, u32); 6] =
-    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+const DEFAULTS: [(&str, u32, u32); 6] = [
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+];
 
 /// Link name and target.
 const LINKS: [(&str, &str); 5] = [
@@ -48,10 +54,19 @@ pub(crate) fn defaults(wanted: &[Node]) -> Vec<Node> {
 
 /// Make all nodes and links. The umask is 0.
 pub(crate) fn populate(root: BorrowedFd<'_>, recipe: &Recipe) -> Result<(), Failure> {
-    let dev = open_below(root, Path::new("/dev"), libc::O_PATH | libc::O_DIRECTORY, Resolve::NoLinks)
-        .step("open", "/dev")?;
+    let dev = open_below(
+        root,
+        Path::new("/dev"),
+        libc::O_PATH | libc::O_DIRECTORY,
+        Resolve::NoLinks,
+    )
+    .step("open", "/dev")?;
     for (name, target) in LINKS {
-        if recipe.devices.iter().any(|d| d.path == Path::new("/dev").join(name)) {
+        if recipe
+            .devices
+            .iter()
+            .any(|d| d.path == Path::new("/dev").join(name))
+        {
             continue;
         }
         symlinkat(target, &dev, name).step("symlink", Path::new("/dev").join(name))?;
@@ -92,8 +107,14 @@ pub(crate) fn make(root: BorrowedFd<'_>, dev: &OwnedFd, node: &Node, bind: bool)
     mknodat(&directory, name.as_os_str(), kind, mode, device).step(step, &node.path)?;
     if node.uid != 0 || node.gid != 0 {
         let (uid, gid) = (Uid::from_raw(node.uid), Gid::from_raw(node.gid));
-        fchownat(&directory, name.as_os_str(), Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)
-            .step("chown device node", &node.path)?;
+        fchownat(
+            &directory,
+            name.as_os_str(),
+            Some(uid),
+            Some(gid),
+            AtFlags::AT_SYMLINK_NOFOLLOW,
+        )
+        .step("chown device node", &node.path)?;
         // chown clears set-id bits
         if node.mode & 0o6000 != 0 {
             fchmodat(&directory, name.as_os_str(), mode, FchmodatFlags::FollowSymlink)
@@ -113,7 +134,8 @@ fn bind_host_node(directory: &OwnedFd, name: &Path, node: &Node) -> Result<(), F
     }
     let flags = libc::O_CREAT | libc::O_EXCL | libc::O_RDONLY | libc::O_NOFOLLOW;
     drop(sys::create_below(directory.as_fd(), name, flags, 0o644).step(step, &node.path)?);
-    let target = open_below(directory.as_fd(), name, libc::O_PATH, Resolve::NoLinks).step(step, &node.path)?;
+    let target =
+        open_below(directory.as_fd(), name, libc::O_PATH, Resolve::NoLinks).step(step, &node.path)?;
     sys::attach(host.as_fd(), target.as_fd()).step(step, &node.path)
 }
 
@@ -139,8 +161,13 @@ pub(crate) fn open_null(root: BorrowedFd<'_>) -> Result<OwnedFd, Failure> {
 
 /// Put a node below an already running container's /dev, which `root` leads to.
 pub(crate) fn inject(root: BorrowedFd<'_>, node: &Node) -> Result<(), Failure> {
-    let dev = open_below(root, Path::new("/dev"), libc::O_PATH | libc::O_DIRECTORY, Resolve::NoLinks)
-        .step("open", "/dev")?;
+    let dev = open_below(
+        root,
+        Path::new("/dev"),
+        libc::O_PATH | libc::O_DIRECTORY,
+        Resolve::NoLinks,
+    )
+    .step("open", "/dev")?;
     make(root, &dev, node, false)
 }
 
@@ -148,7 +175,11 @@ pub(crate) fn inject(root: BorrowedFd<'_>, node: &Node) -> Result<(), Failure> {
 pub(crate) fn eject(root: BorrowedFd<'_>, node: &Node) -> Result<bool, Failure> {
     let parent = node.path.parent().unwrap_or(Path::new("/dev"));
     let Some(name) = node.path.file_name() else {
-        return Err(Failure::refused("remove device node", &node.path, "the path names no file"));
+        return Err(Failure::refused(
+            "remove device node",
+            &node.path,
+            "the path names no file",
+        ));
     };
     let directory = match open_below(root, parent, libc::O_PATH | libc::O_DIRECTORY, Resolve::NoLinks) {
         Ok(directory) => directory,

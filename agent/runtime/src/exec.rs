@@ -23,6 +23,7 @@ use crate::create::Stdio;
 use crate::recipe::Process;
 use crate::report::{self, Failure, Step, Up};
 use crate::rootfs::PROC_MAGIC;
+use crate::seccomp::Filter;
 use crate::sys::process::{self as sys, CloneArgs, Cloned};
 
 /// What runs.
@@ -81,7 +82,10 @@ impl ExecError {
 }
 
 fn call(what: &'static str) -> impl FnOnce(Errno) -> ExecError {
-    move |e| ExecError::Call { what, source: e.into() }
+    move |e| ExecError::Call {
+        what,
+        source: e.into(),
+    }
 }
 
 impl Container {
@@ -91,18 +95,36 @@ impl Container {
     /// [`ExecError`]; nothing is left behind.
     pub fn exec(&self, request: ExecRequest, stdio: Stdio) -> Result<Exec, ExecError> {
         let id = || self.record.id.clone();
-        let (words, filter) = self.words.as_ref().ok_or_else(|| ExecError::Foreign(id()))?;
-        let pidfd = self.pidfd.as_ref().filter(|_| self.record.alive()).ok_or_else(|| ExecError::NotRunning(id()))?;
-        let process = join_words(words, &request)?;
-        let entries: Vec<PathBuf> = self.cgroup.iter().flat_map(|c| c.paths()).map(|(name, path)| match name.as_str() {
-            "unified" => path.join("cgroup.procs"),
-            _ => path.join("tasks"),
-        }).collect();
-        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
-            .map_err(call("socketpair"))?;
+        let words = self.words.as_ref().ok_or_else(|| ExecError::Foreign(id()))?;
+        let pidfd = self
+            .pidfd
+            .as_ref()
+            .filter(|_| self.record.alive())
+            .ok_or_else(|| ExecError::NotRunning(id()))?;
+        let process = join_words(&words.process, &request)?;
+        let entries: Vec<PathBuf> = self
+            .cgroup
+            .iter()
+            .flat_map(|c| c.paths())
+            .map(|(name, path)| match name.as_str() {
+                "unified" => path.join("cgroup.procs"),
+                _ => path.join("tasks"),
+            })
+            .collect();
+        let (ours, theirs) = socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_CLOEXEC,
+        )
+        .map_err(call("socketpair"))?;
         let mut high = Vec::new();
         for fd in [stdio.stdin, stdio.stdout, stdio.stderr] {
-            high.push(if fd.as_raw_fd() < 3 { sys::dup_high(fd.as_fd()).map_err(call("dup"))? } else { fd });
+            high.push(if fd.as_raw_fd() < 3 {
+                sys::dup_high(fd.as_fd()).map_err(call("dup"))?
+            } else {
+                fd
+            });
         }
         let stdio = [high[0].as_raw_fd(), high[1].as_raw_fd(), high[2].as_raw_fd()];
         // Only children enter a pid namespace.
@@ -112,8 +134,12 @@ impl Container {
         setns(pidfd, CloneFlags::CLONE_NEWPID).map_err(call("join pid namespace"))?;
         let cloned = sys::clone3(CloneArgs::default());
         if let Ok(Cloned::Child) = cloned {
-            let join = Join { pidfd, users: self.record.promise.uid_map.is_some(), entries: &entries };
-            let Err(failure) = enter(&join, &process, filter.clone(), stdio, &theirs);
+            let join = Join {
+                pidfd,
+                users: self.record.promise.uid_map.is_some(),
+                entries: &entries,
+            };
+            let Err(failure) = enter(&join, &process, words.filter.as_ref(), stdio, &theirs);
             let _ = report::send_to(theirs.as_fd(), &Up::Failed(failure).encode()); // the caller is gone
             sys::exit_now(127)
         }
@@ -125,8 +151,14 @@ impl Container {
         };
         let mut buffer = vec![0u8; 16 * 1024];
         // The socket closes at exec.
-        match report::receive(&ours, &mut buffer).map_err(call("receive"))?.map(Up::decode) {
-            None => Ok(Exec { pid: pid.as_raw(), pidfd: child }),
+        match report::receive(&ours, &mut buffer)
+            .map_err(call("receive"))?
+            .map(Up::decode)
+        {
+            None => Ok(Exec {
+                pid: pid.as_raw(),
+                pidfd: child,
+            }),
             Some(up) => {
                 let _ = sys::pidfd_signal(child.as_fd(), libc::SIGKILL); // it is ending anyway
                 reap(pid);
@@ -155,7 +187,9 @@ fn join_words(words: &Process, request: &ExecRequest) -> Result<Process, ExecErr
             return Err(ExecError::Request("an environment entry has no `=`"));
         };
         let prefix = format!("{name}=");
-        process.env.retain(|e| !e.to_bytes().starts_with(prefix.as_bytes()));
+        process
+            .env
+            .retain(|e| !e.to_bytes().starts_with(prefix.as_bytes()));
         process.env.push(c(pair)?);
     }
     if let Some(cwd) = &request.cwd {
@@ -177,7 +211,7 @@ struct Join<'a> {
 fn enter(
     join: &Join<'_>,
     process: &Process,
-    filter: Option<(u32, Vec<u8>)>,
+    filter: Option<&Filter>,
     stdio: [RawFd; 3],
     socket: &OwnedFd,
 ) -> Result<std::convert::Infallible, Failure> {
@@ -194,7 +228,11 @@ fn enter(
     if crate::sys::mount::fs_magic(&proc).step("stat", "/proc")? != PROC_MAGIC {
         return Err(Failure::refused("open", "/proc", "it is not a proc file system"));
     }
-    let label = process.label.as_ref().map(|l| child::open_label(&proc, l)).transpose()?;
+    let label = process
+        .label
+        .as_ref()
+        .map(|l| child::open_label(&proc, l))
+        .transpose()?;
     let mut kinds = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWUTS
         | CloneFlags::CLONE_NEWIPC
@@ -208,6 +246,7 @@ fn enter(
     let mut keep = vec![socket.as_raw_fd()];
     keep.extend(label.as_ref().map(|(fd, _)| fd.as_raw_fd()));
     sys::close_all_but(&keep).step("close descriptors", "")?;
+    std::mem::forget(proc); // closed by number
     if join.users {
         child::become_root()?;
     } else {
@@ -215,9 +254,9 @@ fn enter(
     }
     let mut filter = filter;
     if !process.no_new_privs
-        && let Some((flags, program)) = filter.take()
+        && let Some(filter) = filter.take()
     {
-        sys::set_seccomp(&program, flags).step("seccomp", "")?;
+        child::load(filter)?;
     }
     child::credentials(process)?;
     umask(Mode::from_bits_truncate(process.umask as nix::sys::stat::mode_t));

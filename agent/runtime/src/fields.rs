@@ -278,7 +278,10 @@ pub struct Findings {
 
 /// The row of a path such as `mounts[].options`.
 pub fn field(path: &str) -> Option<Field> {
-    FIELDS.binary_search_by(|(p, _)| (*p).cmp(path)).ok().map(|at| FIELDS[at].1)
+    FIELDS
+        .binary_search_by(|(p, _)| (*p).cmp(path))
+        .ok()
+        .map(|at| FIELDS[at].1)
 }
 
 /// Walk the raw text of a config.json. A field whose value is `null` counts as absent.
@@ -286,7 +289,10 @@ pub fn field(path: &str) -> Option<Field> {
 /// # Errors
 /// The text is not JSON.
 pub fn check(text: &[u8]) -> Result<Findings, serde_json::Error> {
-    let mut walk = Walk { path: String::with_capacity(64), findings: Findings::default() };
+    let mut walk = Walk {
+        path: String::with_capacity(64),
+        findings: Findings::default(),
+    };
     let mut json = serde_json::Deserializer::from_slice(text);
     Step(&mut walk).deserialize(&mut json)?;
     json.end()?;
@@ -422,7 +428,9 @@ mod tests {
             match what {
                 Field::Applied => assert!(findings.refused.is_empty(), "{path}: {findings:?}"),
                 Field::Refused(_) => {
-                    let [(named, _)] = &findings.refused[..] else { panic!("{path}: {findings:?}") };
+                    let [(named, _)] = &findings.refused[..] else {
+                        panic!("{path}: {findings:?}")
+                    };
                     assert!(path.starts_with(named.as_str()), "{path}: {named}");
                 }
             }
@@ -439,7 +447,12 @@ mod tests {
 
     #[test]
     fn what_the_first_version_refuses() {
-        for path in ["linux.intelRdt", "linux.memoryPolicy", "linux.timeOffsets", "linux.seccomp.listenerPath"] {
+        for path in [
+            "linux.intelRdt",
+            "linux.memoryPolicy",
+            "linux.timeOffsets",
+            "linux.seccomp.listenerPath",
+        ] {
             assert!(matches!(field(path), Some(Refused(_))), "{path}");
         }
     }

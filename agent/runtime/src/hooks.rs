@@ -76,7 +76,11 @@ pub fn run(kind: &'static str, hooks: &[Hook], state: &str) -> Result<(), HookEr
 }
 
 fn run_one(kind: &'static str, hook: &Hook, state: &str) -> Result<(), HookError> {
-    let error = |source| HookError::Run { kind, path: hook.path.clone(), source };
+    let error = |source| HookError::Run {
+        kind,
+        path: hook.path.clone(),
+        source,
+    };
     let mut command = Command::new(&hook.path);
     if let Some((name, rest)) = hook.args.split_first() {
         command.arg0(name).args(rest);
@@ -85,7 +89,11 @@ fn run_one(kind: &'static str, hook: &Hook, state: &str) -> Result<(), HookError
         command.env_clear();
         command.envs(env.iter().map(|pair| pair.split_once('=').unwrap_or((pair, ""))));
     }
-    let mut child = command.stdin(Stdio::piped()).process_group(0).spawn().map_err(error)?;
+    let mut child = command
+        .stdin(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .map_err(error)?;
     if let Some(mut stdin) = child.stdin.take() {
         // A hook need not read its input: a closed pipe is no failure.
         match stdin.write_all(state.as_bytes()) {
@@ -100,7 +108,11 @@ fn run_one(kind: &'static str, hook: &Hook, state: &str) -> Result<(), HookError
             None => {
                 let _ = killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL); // ESRCH: it has just ended
                 child.wait().map_err(error)?;
-                return Err(HookError::Timeout { kind, path: hook.path.clone(), seconds });
+                return Err(HookError::Timeout {
+                    kind,
+                    path: hook.path.clone(),
+                    seconds,
+                });
             }
         },
     };
@@ -112,7 +124,11 @@ fn run_one(kind: &'static str, hook: &Hook, state: &str) -> Result<(), HookError
         (None, Some(signal)) => format!("signal {signal}"),
         _ => status.to_string(),
     };
-    Err(HookError::Failed { kind, path: hook.path.clone(), status })
+    Err(HookError::Failed {
+        kind,
+        path: hook.path.clone(),
+        status,
+    })
 }
 
 fn wait_for(child: &mut Child, limit: Duration) -> std::io::Result<Option<ExitStatus>> {
@@ -137,16 +153,36 @@ mod tests {
 
     fn shell(script: &str, timeout: Option<u64>) -> Hook {
         let args = ["sh", "-c", script].map(str::to_owned).to_vec();
-        Hook { path: "/bin/sh".into(), args, env: Some(vec!["HOOK=here".into()]), timeout }
+        Hook {
+            path: "/bin/sh".into(),
+            args,
+            env: Some(vec!["HOOK=here".into()]),
+            timeout,
+        }
     }
 
     #[test]
     fn state_environment_and_failures() {
-        run("poststop", &[shell("read s; test \"$s\" = state -a $HOOK = here", None)], "state\n").unwrap();
-        let error = run("poststop", &[shell("exit 3", Some(9))], "").unwrap_err().to_string();
+        run(
+            "poststop",
+            &[shell("read s; test \"$s\" = state -a $HOOK = here", None)],
+            "state\n",
+        )
+        .unwrap();
+        let error = run("poststop", &[shell("exit 3", Some(9))], "")
+            .unwrap_err()
+            .to_string();
         assert_eq!(error, "poststop hook `/bin/sh` failed: exit status 3");
-        let missing = Hook { path: "/no/such".into(), args: vec![], env: None, timeout: None };
-        assert!(matches!(run("poststop", &[missing], ""), Err(HookError::Run { .. })));
+        let missing = Hook {
+            path: "/no/such".into(),
+            args: vec![],
+            env: None,
+            timeout: None,
+        };
+        assert!(matches!(
+            run("poststop", &[missing], ""),
+            Err(HookError::Run { .. })
+        ));
     }
 
     #[test]

@@ -65,10 +65,14 @@ impl NetError {
     /// The setting to change.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::NotFound { name } => Some(format!("`ip link` lists what is there; is {name} in another namespace?")),
+            Self::NotFound { name } => Some(format!(
+                "`ip link` lists what is there; is {name} in another namespace?"
+            )),
             Self::Refused { source, name, .. } => match source.raw_os_error()? {
                 libc::EEXIST => Some("choose another name inside with `rename`".into()),
-                libc::EINVAL => Some(format!("{name} may be bound to its namespace (netns-local), as bridges are")),
+                libc::EINVAL => Some(format!(
+                    "{name} may be bound to its namespace (netns-local), as bridges are"
+                )),
                 libc::EPERM => Some("run with CAP_NET_ADMIN".into()),
                 _ => None,
             },
@@ -78,7 +82,10 @@ impl NetError {
 }
 
 fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> NetError {
-    move |source| NetError::Socket { what: what.into(), source }
+    move |source| NetError::Socket {
+        what: what.into(),
+        source,
+    }
 }
 
 fn open_namespace(path: &str) -> Result<OwnedFd, NetError> {
@@ -105,7 +112,11 @@ fn socket_inside(namespace: &OwnedFd) -> Result<Socket, NetError> {
 }
 
 /// Send one request and collect the answers up to the acknowledgement.
-fn request(socket: &Socket, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+fn request(
+    socket: &Socket,
+    message: RouteNetlinkMessage,
+    flags: u16,
+) -> io::Result<Vec<RouteNetlinkMessage>> {
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | flags;
     header.sequence_number = 1;
@@ -123,8 +134,8 @@ fn request(socket: &Socket, message: RouteNetlinkMessage, flags: u16) -> io::Res
         let mut rest = &data[..];
         while !rest.is_empty() {
             let invalid = |e: String| io::Error::new(io::ErrorKind::InvalidData, e);
-            let answer =
-                NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(|e| invalid(e.to_string()))?;
+            let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
+                .map_err(|e| invalid(e.to_string()))?;
             let length = (answer.header.length as usize).next_multiple_of(4);
             match answer.payload {
                 NetlinkPayload::Done(_) => return Ok(answers),
@@ -157,8 +168,14 @@ fn find(socket: &Socket, name: &str) -> Result<u32, NetError> {
     link.attributes.push(LinkAttribute::IfName(name.to_owned()));
     let answers = request(socket, RouteNetlinkMessage::GetLink(link), NLM_F_ACK).map_err(|source| {
         match source.raw_os_error() {
-            Some(libc::ENODEV) => NetError::NotFound { name: name.to_owned() },
-            _ => NetError::Refused { what: "find", name: name.to_owned(), source },
+            Some(libc::ENODEV) => NetError::NotFound {
+                name: name.to_owned(),
+            },
+            _ => NetError::Refused {
+                what: "find",
+                name: name.to_owned(),
+                source,
+            },
         }
     })?;
     answers
@@ -167,7 +184,9 @@ fn find(socket: &Socket, name: &str) -> Result<u32, NetError> {
             RouteNetlinkMessage::NewLink(link) if name_of(link) == Some(name) => Some(link.header.index),
             _ => None,
         })
-        .ok_or_else(|| NetError::NotFound { name: name.to_owned() })
+        .ok_or_else(|| NetError::NotFound {
+            name: name.to_owned(),
+        })
 }
 
 /// Move an interface into the network namespace of a process.
@@ -181,15 +200,30 @@ pub(crate) fn move_in(interface: &Interface, pid: Pid) -> Result<(), NetError> {
     if let Some(expected) = interface.index
         && expected != index
     {
-        return Err(NetError::Index { name: name.clone(), expected, actual: index });
+        return Err(NetError::Index {
+            name: name.clone(),
+            expected,
+            actual: index,
+        });
     }
     let namespace = open_namespace(&format!("/proc/{pid}/ns/net"))?;
-    let inside_name = interface.rename.as_ref().filter(|n| !n.is_empty()).unwrap_or(name);
+    let inside_name = interface
+        .rename
+        .as_ref()
+        .filter(|n| !n.is_empty())
+        .unwrap_or(name);
     let mut link = LinkMessage::default();
     link.header.index = index;
-    link.attributes.push(LinkAttribute::NetNsFd(namespace.as_raw_fd()));
+    link.attributes
+        .push(LinkAttribute::NetNsFd(namespace.as_raw_fd()));
     link.attributes.push(LinkAttribute::IfName(inside_name.clone()));
-    let refused = |what| move |source| NetError::Refused { what, name: interface.name.clone(), source };
+    let refused = |what| {
+        move |source| NetError::Refused {
+            what,
+            name: interface.name.clone(),
+            source,
+        }
+    };
     request(&outside, RouteNetlinkMessage::SetLink(link), NLM_F_ACK).map_err(refused("move"))?;
     let inside = socket_inside(&namespace)?;
     let index = find(&inside, inside_name)?;

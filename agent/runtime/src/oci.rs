@@ -19,12 +19,11 @@ use crate::container::{Container, OpenError};
 use crate::create::Stdio;
 use crate::plan::{self, Context, Extensions, Plan};
 use crate::state::{Record, Status};
+use crate::timing::Timing;
 use args::{Command, Global, Parsed, Usage};
 
 /// Folder of the containers' states without `--root`.
 pub const ROOT: &str = "/run/berth/oci";
-/// cgroup of containers without an absolute `linux.cgroupsPath`.
-pub const CGROUP_PARENT: &str = "/berth-oci";
 
 /// A command that failed: the message and what to change.
 #[derive(Debug)]
@@ -35,7 +34,10 @@ struct Failed {
 
 impl Failed {
     fn new(message: impl ToString, hint: Option<String>) -> Self {
-        Self { message: message.to_string(), hint }
+        Self {
+            message: message.to_string(),
+            hint,
+        }
     }
 }
 
@@ -65,7 +67,11 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> i32 {
             println!("{text}");
             return 0;
         }
-        Err(Usage::Wrong { global, message, hint }) => {
+        Err(Usage::Wrong {
+            global,
+            message,
+            hint,
+        }) => {
             report(&global, &Failed { message, hint });
             return 2;
         }
@@ -117,7 +123,12 @@ fn timestamp() -> String {
     let day = doy - (153 * mp + 2) / 5 + 1;
     let month = if mp < 10 { mp + 3 } else { mp - 9 };
     let year = yoe + era * 400 + i64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest / 60 % 60, rest % 60)
+    format!(
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z",
+        rest / 3600,
+        rest / 60 % 60,
+        rest % 60
+    )
 }
 
 fn hierarchy() -> Result<Hierarchy, Failed> {
@@ -126,7 +137,8 @@ fn hierarchy() -> Result<Hierarchy, Failed> {
 
 fn own_stdio() -> Result<Stdio, Failed> {
     let copy = |fd: std::os::fd::BorrowedFd<'_>, name: &str| -> Result<OwnedFd, Failed> {
-        crate::sys::process::dup_high(fd).map_err(|e| Failed::new(format!("{name} is not open: {}", e.desc()), None))
+        crate::sys::process::dup_high(fd)
+            .map_err(|e| Failed::new(format!("{name} is not open: {}", e.desc()), None))
     };
     Ok(Stdio {
         stdin: copy(std::io::stdin().as_fd(), "standard input")?,
@@ -136,20 +148,42 @@ fn own_stdio() -> Result<Stdio, Failed> {
 }
 
 /// Read the bundle, check it, make the container.
-fn create(global: &Global, id: &str, bundle: &Path, detached: bool, hierarchy: &Hierarchy) -> Result<Container, Failed> {
+fn create(
+    global: &Global,
+    id: &str,
+    bundle: &Path,
+    detached: bool,
+    hierarchy: &Hierarchy,
+) -> Result<Container, Failed> {
+    let mut timing = Timing::begin();
     let bundle = plan::load(bundle)?;
+    timing.mark("load");
     for name in &bundle.unknown {
-        log(global, "warning", &format!("config.json: `{name}` is no field of the specification and is not applied"));
+        log(
+            global,
+            "warning",
+            &format!("config.json: `{name}` is no field of the specification and is not applied"),
+        );
     }
-    let context =
-        Context { state_root: &global.root, hierarchy, cgroup_parent: CGROUP_PARENT, detached };
+    let context = Context {
+        state_root: &global.root,
+        hierarchy,
+        cgroup_parent: "",
+        detached,
+    };
     let plan = Plan::prepare(id, &bundle.path, &bundle.spec, &Extensions::default(), &context)?;
-    Ok(plan.create(own_stdio()?)?)
+    timing.mark("plan");
+    let mut container = plan.create(own_stdio()?)?;
+    container.prepend(timing);
+    Ok(container)
 }
 
 fn write_pid_file(path: Option<&PathBuf>, container: &mut Container) -> Result<(), Failed> {
     let Some(path) = path else { return Ok(()) };
-    let temporary = path.with_file_name(format!(".{}.tmp", path.file_name().unwrap_or_default().to_string_lossy()));
+    let temporary = path.with_file_name(format!(
+        ".{}.tmp",
+        path.file_name().unwrap_or_default().to_string_lossy()
+    ));
     let written = std::fs::write(&temporary, container.pid().to_string())
         .and_then(|()| std::fs::rename(&temporary, path));
     written.map_err(|e| {
@@ -157,7 +191,10 @@ fn write_pid_file(path: Option<&PathBuf>, container: &mut Container) -> Result<(
         for e in container.delete().err().unwrap_or_default() {
             message += &format!("; {e}");
         }
-        Failed::new(message, Some("give --pid-file a path in a folder that exists".into()))
+        Failed::new(
+            message,
+            Some("give --pid-file a path in a folder that exists".into()),
+        )
     })
 }
 
@@ -177,17 +214,27 @@ fn carry_out(global: &Global, command: Command) -> Result<i32, Failed> {
         Command::Start { id } => {
             Container::open(&global.root, &id, &hierarchy()?)?.start(None)?;
         }
-        Command::Run { id, bundle, pid_file, keep, detach } => {
+        Command::Run {
+            id,
+            bundle,
+            pid_file,
+            keep,
+            detach,
+        } => {
             let hierarchy = hierarchy()?;
             // Before the clone: no signal may be lost between the start and the wait.
-            let waiting = run::Waiting::begin().map_err(|e| Failed::new(format!("signals: {}", e.desc()), None))?;
+            let waiting =
+                run::Waiting::begin().map_err(|e| Failed::new(format!("signals: {}", e.desc()), None))?;
             let mut container = create(global, &id, &bundle, detach, &hierarchy)?;
             write_pid_file(pid_file.as_ref(), &mut container)?;
             container.start(None)?;
             if detach {
                 return Ok(0);
             }
-            let status = waiting.wait(&container).map_err(|e| Failed::new(format!("wait: {}", e.desc()), None))?;
+            let status = waiting
+                .wait(&container)
+                .map_err(|e| Failed::new(format!("wait: {}", e.desc()), None))?;
+            container.mark("wait");
             if !keep {
                 delete(&mut container)?;
             }
@@ -199,7 +246,10 @@ fn carry_out(global: &Global, command: Command) -> Result<i32, Failed> {
             return Ok(status);
         }
         Command::State { id } => {
-            println!("{}", Container::open(&global.root, &id, &hierarchy()?)?.state_json());
+            println!(
+                "{}",
+                Container::open(&global.root, &id, &hierarchy()?)?.state_json()
+            );
         }
         Command::Kill { id, signal, all } => {
             let container = Container::open(&global.root, &id, &hierarchy()?)?;
@@ -223,7 +273,10 @@ fn forget(global: &Global, id: &str, force: bool) -> Result<i32, Failed> {
             let status = container.status();
             if !force && status != Status::Stopped {
                 let hint = format!("kill it first, or use `delete --force {id}`");
-                return Err(Failed::new(format!("container `{id}` is {}", status.as_str()), Some(hint)));
+                return Err(Failed::new(
+                    format!("container `{id}` is {}", status.as_str()),
+                    Some(hint),
+                ));
             }
             delete(&mut container)?;
         }

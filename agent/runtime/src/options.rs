@@ -83,9 +83,16 @@ const PROPAGATIONS: &[(&str, u64)] = &[
 pub(crate) fn words() -> Vec<String> {
     let plain = FLAGS.iter().map(|f| f.0).chain(ATIMES.iter().map(|a| a.0));
     let mut all: Vec<String> = plain.flat_map(|w| [w.to_owned(), format!("r{w}")]).collect();
-    all.extend(PROPAGATIONS.iter().flat_map(|(w, _)| [(*w).to_owned(), format!("r{w}")]));
     all.extend(
-        ["async", "bind", "defaults", "dirsync", "loud", "rbind", "silent", "sync"].map(str::to_owned),
+        PROPAGATIONS
+            .iter()
+            .flat_map(|(w, _)| [(*w).to_owned(), format!("r{w}")]),
+    );
+    all.extend(
+        [
+            "async", "bind", "defaults", "dirsync", "loud", "rbind", "silent", "sync",
+        ]
+        .map(str::to_owned),
     );
     all.sort();
     all
@@ -94,7 +101,9 @@ pub(crate) fn words() -> Vec<String> {
 /// Recursive or plain form of a word in a table, by its name.
 fn lookup<T: Copy>(table: &[(&str, T)], word: &str) -> Option<(T, bool)> {
     let find = |w: &str| table.iter().find(|(name, _)| *name == w).map(|(_, t)| *t);
-    find(word).map(|t| (t, false)).or_else(|| word.strip_prefix('r').and_then(find).map(|t| (t, true)))
+    find(word)
+        .map(|t| (t, false))
+        .or_else(|| word.strip_prefix('r').and_then(find).map(|t| (t, true)))
 }
 
 /// Parse the options of a mount of `fs_type` (`bind` counts as the option).
@@ -106,13 +115,20 @@ pub(crate) fn parse(fs_type: &str, words: &[String]) -> Result<Options, OptionEr
         o.bind = Some(false);
     }
     for word in words {
-        let flag = FLAGS.iter().find(|f| f.0 == word).map(|f| (f, false)).or_else(|| {
-            let plain = word.strip_prefix('r')?;
-            FLAGS.iter().find(|f| f.0 == plain).map(|f| (f, true))
-        });
+        let flag = FLAGS
+            .iter()
+            .find(|f| f.0 == word)
+            .map(|f| (f, false))
+            .or_else(|| {
+                let plain = word.strip_prefix('r')?;
+                FLAGS.iter().find(|f| f.0 == plain).map(|f| (f, true))
+            });
         if let Some(((_, bits, on), below)) = flag {
-            let (set, clear) =
-                if below { (&mut o.set_below, &mut o.clear_below) } else { (&mut o.set, &mut o.clear) };
+            let (set, clear) = if below {
+                (&mut o.set_below, &mut o.clear_below)
+            } else {
+                (&mut o.set, &mut o.clear)
+            };
             if *on {
                 *set |= bits;
                 *clear &= !bits;
@@ -121,8 +137,11 @@ pub(crate) fn parse(fs_type: &str, words: &[String]) -> Result<Options, OptionEr
                 *set &= !bits;
             }
         } else if let Some((bits, below)) = lookup(ATIMES, word) {
-            let (set, clear) =
-                if below { (&mut o.set_below, &mut o.clear_below) } else { (&mut o.set, &mut o.clear) };
+            let (set, clear) = if below {
+                (&mut o.set_below, &mut o.clear_below)
+            } else {
+                (&mut o.set, &mut o.clear)
+            };
             *set = (*set & !attr::ATIME) | bits;
             *clear |= attr::ATIME;
         } else if let Some((bits, below)) = lookup(PROPAGATIONS, word) {
@@ -135,7 +154,12 @@ pub(crate) fn parse(fs_type: &str, words: &[String]) -> Result<Options, OptionEr
 }
 
 fn other_word(o: &mut Options, word: &str) -> Result<(), OptionError> {
-    let unsupported = |why| Err(OptionError::Unsupported { option: word.to_owned(), why });
+    let unsupported = |why| {
+        Err(OptionError::Unsupported {
+            option: word.to_owned(),
+            why,
+        })
+    };
     match word {
         // `silent` and `loud` ask mount(2) for fewer or more kernel messages; fsopen(2) has no such switch.
         "bind" | "rbind" | "defaults" | "async" | "silent" | "loud" => {}
@@ -144,9 +168,15 @@ fn other_word(o: &mut Options, word: &str) -> Result<(), OptionError> {
         "idmap" | "ridmap" => return unsupported("idmapped mounts are not supported"),
         "mand" | "nomand" | "iversion" | "noiversion" => return unsupported("the kernel has removed it"),
         "" => return unsupported("it is empty"),
-        _ if o.bind.is_some() => return Err(OptionError::NotForBind { option: word.to_owned() }),
+        _ if o.bind.is_some() => {
+            return Err(OptionError::NotForBind {
+                option: word.to_owned(),
+            });
+        }
         _ => {
-            let (key, value) = word.split_once('=').map_or((word, None), |(k, v)| (k, Some(v.to_owned())));
+            let (key, value) = word
+                .split_once('=')
+                .map_or((word, None), |(k, v)| (k, Some(v.to_owned())));
             o.data.push((key.to_owned(), value));
         }
     }
@@ -168,16 +198,40 @@ mod tests {
 
     #[test]
     fn flags_atime_data_and_propagation() {
-        let o = of("tmpfs", &["nosuid", "strictatime", "mode=755", "size=64k", "ro", "rw", "rslave"]).unwrap();
-        assert_eq!((o.set, o.clear), (attr::NOSUID | attr::STRICTATIME, attr::ATIME | attr::RDONLY));
-        assert_eq!(o.data, [("mode".into(), Some("755".into())), ("size".into(), Some("64k".into()))]);
+        let o = of(
+            "tmpfs",
+            &[
+                "nosuid",
+                "strictatime",
+                "mode=755",
+                "size=64k",
+                "ro",
+                "rw",
+                "rslave",
+            ],
+        )
+        .unwrap();
+        assert_eq!(
+            (o.set, o.clear),
+            (attr::NOSUID | attr::STRICTATIME, attr::ATIME | attr::RDONLY)
+        );
+        assert_eq!(
+            o.data,
+            [
+                ("mode".into(), Some("755".into())),
+                ("size".into(), Some("64k".into()))
+            ]
+        );
         assert_eq!((o.propagation, o.bind), (vec![(MS_SLAVE, true)], None));
     }
 
     #[test]
     fn recursive_words_and_binds() {
         let o = of("none", &["rbind", "rro", "rnoatime", "private"]).unwrap();
-        assert_eq!((o.bind, o.set, o.set_below), (Some(true), 0, attr::RDONLY | attr::NOATIME));
+        assert_eq!(
+            (o.bind, o.set, o.set_below),
+            (Some(true), 0, attr::RDONLY | attr::NOATIME)
+        );
         assert_eq!(o.propagation, [(MS_PRIVATE, false)]);
         assert_eq!(of("bind", &[]).unwrap().bind, Some(false));
         // "relatime" begins with r and is not the recursive form of "elatime"
@@ -188,9 +242,22 @@ mod tests {
     #[test]
     fn what_would_do_nothing_is_refused() {
         for word in ["remount", "idmap", "mand", "tmpcopyup", ""] {
-            assert!(matches!(of("tmpfs", &[word]), Err(OptionError::Unsupported { .. })), "{word}");
+            assert!(
+                matches!(of("tmpfs", &[word]), Err(OptionError::Unsupported { .. })),
+                "{word}"
+            );
         }
-        assert_eq!(of("bind", &["size=1"]), Err(OptionError::NotForBind { option: "size=1".into() }));
-        assert_eq!(of("none", &["size=1", "bind"]), Err(OptionError::NotForBind { option: "size=1".into() }));
+        assert_eq!(
+            of("bind", &["size=1"]),
+            Err(OptionError::NotForBind {
+                option: "size=1".into()
+            })
+        );
+        assert_eq!(
+            of("none", &["size=1", "bind"]),
+            Err(OptionError::NotForBind {
+                option: "size=1".into()
+            })
+        );
     }
 }

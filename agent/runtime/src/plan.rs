@@ -70,7 +70,8 @@ pub struct Context<'a> {
     pub state_root: &'a Path,
     /// The node's cgroup hierarchies.
     pub hierarchy: &'a Hierarchy,
-    /// cgroup that takes containers without an absolute `linux.cgroupsPath`.
+    /// cgroup that takes containers without an absolute `linux.cgroupsPath`. Empty: they lie at the top as
+    /// `berth-ID`, and no parent stays behind.
     pub cgroup_parent: &'a str,
     /// Start and proof come from another process: the container waits at FIFOs in its state folder.
     pub detached: bool,
@@ -80,7 +81,9 @@ pub struct Context<'a> {
 #[derive(Debug, Error)]
 pub enum PlanError {
     /// The id cannot name a folder.
-    #[error("container id `{0}` is not valid: 1 to 255 letters, digits, `_`, `+`, `-`, `.`, and not `.` or `..`")]
+    #[error(
+        "container id `{0}` is not valid: 1 to 255 letters, digits, `_`, `+`, `-`, `.`, and not `.` or `..`"
+    )]
     Id(String),
     /// The bundle's config.json cannot be read.
     #[error("cannot read `{path}`: {source}")]
@@ -139,19 +142,31 @@ pub enum PlanError {
 
 impl PlanError {
     pub(crate) fn refused(field: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self::Refused { field: field.into(), reason: reason.into(), hint: None }
+        Self::Refused {
+            field: field.into(),
+            reason: reason.into(),
+            hint: None,
+        }
     }
 
-    pub(crate) fn refused_hint(field: impl Into<String>, reason: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self::Refused { field: field.into(), reason: reason.into(), hint: Some(hint.into()) }
+    pub(crate) fn refused_hint(
+        field: impl Into<String>,
+        reason: impl Into<String>,
+        hint: impl Into<String>,
+    ) -> Self {
+        Self::Refused {
+            field: field.into(),
+            reason: reason.into(),
+            hint: Some(hint.into()),
+        }
     }
 
     /// The setting to change, where there is one.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Refused { hint, field, .. } => {
-                hint.clone().or_else(|| Some(format!("take {field} out of config.json")))
-            }
+            Self::Refused { hint, field, .. } => hint
+                .clone()
+                .or_else(|| Some(format!("take {field} out of config.json"))),
             Self::Scheduler(source) => source.hint(),
             Self::Path { field, .. } => Some(format!("set {field} to something that exists")),
             _ => None,
@@ -175,27 +190,48 @@ pub struct Bundle {
 /// # Errors
 /// [`PlanError`]: unreadable, not JSON, or with a refused field (all of them are named).
 pub fn load(bundle: &Path) -> Result<Bundle, PlanError> {
-    let read = |path: &Path, source| PlanError::Read { path: path.to_owned(), source };
+    let read = |path: &Path, source| PlanError::Read {
+        path: path.to_owned(),
+        source,
+    };
     let path = std::fs::canonicalize(bundle).map_err(|e| read(bundle, e))?;
     let file = path.join("config.json");
     let text = std::fs::read(&file).map_err(|e| read(&file, e))?;
-    let parse = |source| PlanError::Parse { path: file.clone(), source };
+    let parse = |source| PlanError::Parse {
+        path: file.clone(),
+        source,
+    };
     let findings = fields::check(&text).map_err(parse)?;
     if let [(field, reason), ..] = &findings.refused[..] {
         let all: Vec<&str> = findings.refused.iter().map(|(f, _)| f.as_str()).collect();
-        return Err(PlanError::Refused { field: all.join(", "), reason: (*reason).to_owned(), hint: None }.or(field));
+        return Err(PlanError::Refused {
+            field: all.join(", "),
+            reason: (*reason).to_owned(),
+            hint: None,
+        }
+        .or(field));
     }
     let spec = serde_json::from_slice(&text).map_err(parse)?;
-    Ok(Bundle { path, spec, unknown: findings.unknown })
+    Ok(Bundle {
+        path,
+        spec,
+        unknown: findings.unknown,
+    })
 }
 
 impl PlanError {
     /// The hint names one field even where several are refused.
     fn or(self, field: &str) -> Self {
         match self {
-            Self::Refused { field: all, reason, hint: None } => {
-                Self::Refused { hint: Some(format!("take {field} out of config.json")), field: all, reason }
-            }
+            Self::Refused {
+                field: all,
+                reason,
+                hint: None,
+            } => Self::Refused {
+                hint: Some(format!("take {field} out of config.json")),
+                field: all,
+                reason,
+            },
             other => other,
         }
     }
@@ -253,14 +289,17 @@ impl Plan {
     ) -> Result<Self, PlanError> {
         checks::id(id)?;
         checks::unsupported(spec)?;
-        let process = spec.process().as_ref().ok_or(PlanError::Missing { field: "process" })?;
+        let process = spec
+            .process()
+            .as_ref()
+            .ok_or(PlanError::Missing { field: "process" })?;
         let recipe = recipe::write(id, bundle, spec, process, extensions)?;
         let linux = spec.linux().as_ref();
         let resources = recipe::resources(linux.and_then(|l| l.resources().as_ref()), context.hierarchy);
         let scheduler = match (&extensions.scheduler, process.scheduler()) {
             (Some(scheduler), _) => {
                 scheduler.validate().map_err(PlanError::Scheduler)?;
-                Some((scheduler.clone(), 0))
+                Some((*scheduler, 0))
             }
             (None, Some(oci)) => Some(Scheduler::from_oci(oci).map_err(PlanError::Scheduler)?),
             (None, None) => None,
@@ -268,6 +307,7 @@ impl Plan {
         let cgroup = match linux.and_then(|l| l.cgroups_path().as_ref()) {
             Some(path) if path.is_absolute() => path.to_string_lossy().into_owned(),
             Some(path) => format!("{}/{}", context.cgroup_parent, path.display()),
+            None if context.cgroup_parent.is_empty() => format!("/berth-{id}"),
             None => format!("{}/{id}", context.cgroup_parent),
         };
         checks::cgroup_path(&cgroup)?;
@@ -275,11 +315,14 @@ impl Plan {
         let mut interfaces = extensions.interfaces.clone();
         interfaces.extend(recipe::net_devices(linux));
         if !interfaces.is_empty() && !checks::has_own(linux, oci_spec::runtime::LinuxNamespaceType::Network) {
-            return Err(PlanError::refused("linux.netDevices", "the container has no network namespace of its own"));
+            return Err(PlanError::refused(
+                "linux.netDevices",
+                "the container has no network namespace of its own",
+            ));
         }
         let (uid_map, gid_map) = recipe::id_maps(linux)?;
         let mut promise = promise::write(spec, process, &recipe, &resources, extensions)?;
-        promise.scheduler = scheduler.as_ref().map(|(s, _)| s.clone());
+        promise.scheduler = scheduler.as_ref().map(|(s, _)| *s);
         let pid_namespace = checks::joined(linux, oci_spec::runtime::LinuxNamespaceType::Pid);
         Ok(Self {
             id: id.to_owned(),

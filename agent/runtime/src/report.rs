@@ -48,12 +48,20 @@ impl std::fmt::Display for Failure {
 
 impl Failure {
     pub(crate) fn new(step: &str, path: impl AsRef<Path>, errno: Errno) -> Self {
-        Self { step: step.to_owned(), path: path.as_ref().to_owned(), errno, detail: String::new() }
+        Self {
+            step: step.to_owned(),
+            path: path.as_ref().to_owned(),
+            errno,
+            detail: String::new(),
+        }
     }
 
     /// A refusal that is not the kernel's.
     pub(crate) fn refused(step: &str, path: impl AsRef<Path>, detail: &str) -> Self {
-        Self { detail: detail.to_owned(), ..Self::new(step, path, Errno::UnknownErrno) }
+        Self {
+            detail: detail.to_owned(),
+            ..Self::new(step, path, Errno::UnknownErrno)
+        }
     }
 
     pub(crate) fn with(mut self, detail: Option<String>) -> Self {
@@ -114,8 +122,8 @@ impl<T> Step<T> for std::io::Result<T> {
 pub(crate) enum Up {
     /// Mounts are made; run the hooks of the runtime's namespaces.
     Hooks,
-    /// Everything is done; waiting for the start message.
-    Ready,
+    /// Everything is done; waiting for the start message. Microseconds of each step.
+    Ready(Vec<(String, u64)>),
     Failed(Failure),
 }
 
@@ -156,7 +164,10 @@ impl Up {
     pub(crate) fn encode(&self) -> Vec<u8> {
         match self {
             Self::Hooks => b"H".to_vec(),
-            Self::Ready => b"R".to_vec(),
+            Self::Ready(steps) => {
+                let text: Vec<String> = steps.iter().map(|(step, us)| format!("{us} {step}")).collect();
+                [b"R", text.join("\n").as_bytes()].concat()
+            }
             Self::Failed(failure) => failure.encode(),
         }
     }
@@ -164,7 +175,14 @@ impl Up {
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         match bytes.split_first()? {
             (b'H', []) => Some(Self::Hooks),
-            (b'R', []) => Some(Self::Ready),
+            (b'R', steps) => {
+                let lines = std::str::from_utf8(steps).ok()?.lines();
+                let step = |line: &str| {
+                    let (us, step) = line.split_once(' ')?;
+                    Some((step.to_owned(), us.parse().ok()?))
+                };
+                lines.map(step).collect::<Option<_>>().map(Self::Ready)
+            }
             (b'E', _) => Failure::decode(bytes).map(Self::Failed),
             _ => None,
         }
@@ -203,9 +221,15 @@ impl Down {
             (b'h', pid) => Some(Self::HooksDone(i32::from_ne_bytes(pid.try_into().ok()?))),
             (b'F', rest) => {
                 let (flags, program) = rest.split_at_checked(4)?;
-                Some(Self::Filter(u32::from_ne_bytes(flags.try_into().ok()?), program.to_vec()))
+                Some(Self::Filter(
+                    u32::from_ne_bytes(flags.try_into().ok()?),
+                    program.to_vec(),
+                ))
             }
-            (b'S', []) => Some(Self::Start { args: Vec::new(), env: Vec::new() }),
+            (b'S', []) => Some(Self::Start {
+                args: Vec::new(),
+                env: Vec::new(),
+            }),
             (b'S', mut rest) => {
                 let args = take_strings(&mut rest)?;
                 let env = take_strings(&mut rest)?;
@@ -230,8 +254,9 @@ pub(crate) fn send_to(socket: BorrowedFd<'_>, message: &[u8]) -> Result<(), Errn
 pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> Result<Option<&[u8]>, Errno> {
     loop {
         match recv(socket.as_fd().as_raw_fd(), buffer, MsgFlags::empty()) {
-            Err(Errno::EINTR) => continue,
-            Err(Errno::ECONNRESET) | Ok(0) => return Ok(None),
+            // A peer that ended with messages unread: told once, then what it had sent can be read.
+            Err(Errno::EINTR | Errno::ECONNRESET) => continue,
+            Ok(0) => return Ok(None),
             Ok(n) => return Ok(Some(&buffer[..n])),
             Err(errno) => return Err(errno),
         }
@@ -245,7 +270,12 @@ mod tests {
     #[test]
     fn messages_survive_the_wire() {
         let failure = Failure::new("mount", "/proc", Errno::EPERM).with(Some("why\0not".into()));
-        for up in [Up::Hooks, Up::Ready, Up::Failed(failure)] {
+        for up in [
+            Up::Hooks,
+            Up::Ready(vec![]),
+            Up::Ready(vec![("a b".into(), 7), ("c".into(), 0)]),
+            Up::Failed(failure),
+        ] {
             assert_eq!(Up::decode(&up.encode()), Some(up));
         }
         let words = |w: &[&str]| w.iter().map(|s| CString::new(*s).unwrap()).collect::<Vec<_>>();
@@ -254,8 +284,14 @@ mod tests {
             Down::Placed(words(&["/sys/fs/cgroup/cpu/x/tasks"])),
             Down::HooksDone(5),
             Down::Filter(3, vec![1, 2, 3]),
-            Down::Start { args: vec![], env: vec![] },
-            Down::Start { args: words(&["/bin/x", ""]), env: words(&["A=1"]) },
+            Down::Start {
+                args: vec![],
+                env: vec![],
+            },
+            Down::Start {
+                args: words(&["/bin/x", ""]),
+                env: words(&["A=1"]),
+            },
         ];
         for down in downs {
             assert_eq!(Down::decode(&down.encode()), Some(down));

@@ -58,7 +58,8 @@ fn adjust(mount: BorrowedFd<'_>, o: &Options, own_flags: bool, path: &Path) -> R
         sys::set_attributes(mount, false, o.set, o.clear, 0).step("mount flags", path)?;
     }
     if o.set_below != 0 || o.clear_below != 0 {
-        sys::set_attributes(mount, true, o.set_below, o.clear_below, 0).step("recursive mount flags", path)?;
+        sys::set_attributes(mount, true, o.set_below, o.clear_below, 0)
+            .step("recursive mount flags", path)?;
     }
     for (flag, recursive) in &o.propagation {
         sys::set_attributes(mount, *recursive, 0, 0, *flag).step("mount propagation", path)?;
@@ -73,7 +74,8 @@ impl<'a> Rootfs<'a> {
         for mount in &recipe.mounts {
             trees.push(match mount.options.bind {
                 Some(recursive) => {
-                    let tree = sys::clone_tree(AT_FDCWD, &mount.source, recursive).step("bind", &mount.source)?;
+                    let tree =
+                        sys::clone_tree(AT_FDCWD, &mount.source, recursive).step("bind", &mount.source)?;
                     if mount.options.propagation.is_empty() {
                         sys::set_attributes(tree.as_fd(), true, 0, 0, libc::MS_SLAVE)
                             .step("mount propagation", &mount.source)?;
@@ -86,7 +88,8 @@ impl<'a> Rootfs<'a> {
         let root = match &recipe.root {
             Root::Dir(path) => {
                 let tree = sys::clone_tree(AT_FDCWD, path, true).step("open root file system", path)?;
-                sys::set_attributes(tree.as_fd(), true, 0, 0, libc::MS_SLAVE).step("mount propagation", path)?;
+                sys::set_attributes(tree.as_fd(), true, 0, 0, libc::MS_SLAVE)
+                    .step("mount propagation", path)?;
                 sys::set_root_attributes(true, 0, libc::MS_SLAVE).step("mount propagation", "/")?;
                 let target = open_dir(path).step("open root file system", path)?;
                 sys::attach(tree.as_fd(), target.as_fd()).step("mount root file system", path)?;
@@ -101,7 +104,11 @@ impl<'a> Rootfs<'a> {
             match fstatat(&root, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
                 Ok(stat) if kind_of(&stat) == SFlag::S_IFLNK => {
                     let why = "it is a symbolic link in the image; such an image is refused";
-                    return Err(Failure::refused("root file system", Path::new("/").join(name), why));
+                    return Err(Failure::refused(
+                        "root file system",
+                        Path::new("/").join(name),
+                        why,
+                    ));
                 }
                 Ok(_) | Err(Errno::ENOENT) => {}
                 Err(errno) => return Err(Failure::new("root file system", Path::new("/").join(name), errno)),
@@ -150,7 +157,9 @@ impl<'a> Rootfs<'a> {
         let words = |errno| Failure::new(&step, dest, errno).with(context.message());
         if !mount.source.as_os_str().is_empty() {
             use std::os::unix::ffi::OsStrExt;
-            context.set("source", mount.source.as_os_str().as_bytes()).map_err(words)?;
+            context
+                .set("source", mount.source.as_os_str().as_bytes())
+                .map_err(words)?;
         }
         for (key, value) in &mount.options.data {
             let result = match value {
@@ -168,7 +177,9 @@ impl<'a> Rootfs<'a> {
         {
             context.set("context", label.as_bytes()).map_err(words)?;
         }
-        context.mount(mount.options.set).map_err(|(errno, message)| Failure::new(&step, dest, errno).with(message))
+        context
+            .mount(mount.options.set)
+            .map_err(|(errno, message)| Failure::new(&step, dest, errno).with(message))
     }
 
     /// A container's own cgroup directory and nothing above it, whatever the cgroup version.
@@ -176,13 +187,23 @@ impl<'a> Rootfs<'a> {
         let dest = &mount.destination;
         let clone = |path: &Path| {
             let tree = sys::clone_tree(AT_FDCWD, path, false).step("bind cgroup", path)?;
-            sys::set_attributes(tree.as_fd(), false, mount.options.set, mount.options.clear, libc::MS_SLAVE)
-                .step("mount flags", dest)?;
+            sys::set_attributes(
+                tree.as_fd(),
+                false,
+                mount.options.set,
+                mount.options.clear,
+                libc::MS_SLAVE,
+            )
+            .step("mount flags", dest)?;
             Ok::<_, Failure>(tree)
         };
         if self.recipe.cgroup_v2 {
             let [(_, path)] = &self.recipe.cgroups[..] else {
-                return Err(Failure::refused("mount cgroup", dest, "the container has no cgroup"));
+                return Err(Failure::refused(
+                    "mount cgroup",
+                    dest,
+                    "the container has no cgroup",
+                ));
             };
             let target = self.target(dest, true)?;
             return sys::attach(clone(path)?.as_fd(), target.as_fd()).step("mount cgroup", dest);
@@ -190,7 +211,9 @@ impl<'a> Rootfs<'a> {
         let tmpfs = FsContext::open("tmpfs").step("mount tmpfs", dest)?;
         tmpfs.set("mode", b"755").step("mount tmpfs", dest)?;
         let set = mount.options.set & !attr::RDONLY;
-        let tmpfs = tmpfs.mount(set).map_err(|(e, m)| Failure::new("mount tmpfs", dest, e).with(m))?;
+        let tmpfs = tmpfs
+            .mount(set)
+            .map_err(|(e, m)| Failure::new("mount tmpfs", dest, e).with(m))?;
         sys::attach(tmpfs.as_fd(), self.target(dest, true)?.as_fd()).step("mount tmpfs", dest)?;
         for (name, path) in &self.recipe.cgroups {
             mkdirat(&tmpfs, name.as_str(), Mode::from_bits_truncate(0o755)).step("mkdir", dest.join(name))?;
@@ -210,11 +233,20 @@ impl<'a> Rootfs<'a> {
         let step = "mount";
         if dest == Path::new("/proc") {
             if fs_magic(fd).step(step, dest)? != PROC_MAGIC {
-                return Err(Failure::refused(step, dest, "only a proc file system may be mounted on /proc"));
+                return Err(Failure::refused(
+                    step,
+                    dest,
+                    "only a proc file system may be mounted on /proc",
+                ));
             }
-        } else if fs_magic(target).step(step, dest)? == PROC_MAGIC && !PROC_FILES.iter().any(|f| dest == Path::new(f))
+        } else if fs_magic(target).step(step, dest)? == PROC_MAGIC
+            && !PROC_FILES.iter().any(|f| dest == Path::new(f))
         {
-            return Err(Failure::refused(step, dest, "nothing may be mounted inside /proc"));
+            return Err(Failure::refused(
+                step,
+                dest,
+                "nothing may be mounted inside /proc",
+            ));
         }
         Ok(())
     }
@@ -232,7 +264,9 @@ impl<'a> Rootfs<'a> {
         let mut empty: Option<OwnedFd> = None;
         let mut null: Option<OwnedFd> = None;
         for path in &self.recipe.masked {
-            let Some(target) = self.existing(path)? else { continue };
+            let Some(target) = self.existing(path)? else {
+                continue;
+            };
             let stat = fstat(&target).step("mask", path)?;
             let cover = if is_dir(&stat) {
                 match &empty {
@@ -260,7 +294,9 @@ impl<'a> Rootfs<'a> {
             sys::attach(cover.as_fd(), target.as_fd()).step("mask", path)?;
         }
         for path in &self.recipe.readonly {
-            let Some(target) = self.existing(path)? else { continue };
+            let Some(target) = self.existing(path)? else {
+                continue;
+            };
             let tree = sys::clone_tree(target.as_fd(), Path::new(""), true).step("make read-only", path)?;
             sys::set_attributes(tree.as_fd(), true, attr::RDONLY, 0, 0).step("make read-only", path)?;
             sys::attach(tree.as_fd(), target.as_fd()).step("make read-only", path)?;
@@ -279,7 +315,8 @@ impl<'a> Rootfs<'a> {
     /// The root of the namespace from here on.
     pub(crate) fn pivot(&self) -> Result<(), Failure> {
         if self.recipe.root_readonly {
-            sys::set_attributes(self.root.as_fd(), false, attr::RDONLY, 0, 0).step("make root read-only", "/")?;
+            sys::set_attributes(self.root.as_fd(), false, attr::RDONLY, 0, 0)
+                .step("make root read-only", "/")?;
         }
         sys::pivot(self.root.as_fd()).step("pivot_root", "/")?;
         if let Some((flag, recursive)) = self.recipe.propagation {
@@ -290,7 +327,11 @@ impl<'a> Rootfs<'a> {
 }
 
 fn open_dir(path: &Path) -> Result<OwnedFd, Errno> {
-    nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+    nix::fcntl::open(
+        path,
+        OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )
 }
 
 /// Mount the layers. A single layer without `upper` is a read-only bind mount: overlayfs wants two.
@@ -312,17 +353,27 @@ fn overlay(
         context.set("source", b"overlay").map_err(|e| words(e, at))?;
         for layer in lower {
             // One parameter a layer (Linux 6.7); a joined list would be cut at 256 bytes by fsconfig(2).
-            context.set("lowerdir+", layer.as_os_str().as_bytes()).map_err(|e| words(e, layer))?;
+            context
+                .set("lowerdir+", layer.as_os_str().as_bytes())
+                .map_err(|e| words(e, layer))?;
         }
         if let Some((upper, work)) = upper {
-            context.set("upperdir", upper.as_os_str().as_bytes()).map_err(|e| words(e, upper))?;
-            context.set("workdir", work.as_os_str().as_bytes()).map_err(|e| words(e, work))?;
+            context
+                .set("upperdir", upper.as_os_str().as_bytes())
+                .map_err(|e| words(e, upper))?;
+            context
+                .set("workdir", work.as_os_str().as_bytes())
+                .map_err(|e| words(e, work))?;
         }
         if let Some(label) = label {
-            context.set("context", label.as_bytes()).map_err(|e| words(e, at))?;
+            context
+                .set("context", label.as_bytes())
+                .map_err(|e| words(e, at))?;
         }
         let flags = if upper.is_none() { attr::RDONLY } else { 0 };
-        context.mount(flags).map_err(|(errno, message)| Failure::new(step, at, errno).with(message))?
+        context
+            .mount(flags)
+            .map_err(|(errno, message)| Failure::new(step, at, errno).with(message))?
     };
     let target = open_dir(at).step(step, at)?;
     sys::attach(fd.as_fd(), target.as_fd()).step(step, at)?;
@@ -341,7 +392,8 @@ pub(crate) fn make_path(root: BorrowedFd<'_>, path: &Path, directory: bool) -> R
         })
         .collect();
     let mut sofar = PathBuf::from("/");
-    let mut parent = open_below(root, &sofar, O_PATH | libc::O_DIRECTORY, Resolve::InRoot).step(step, path)?;
+    let mut parent =
+        open_below(root, &sofar, O_PATH | libc::O_DIRECTORY, Resolve::InRoot).step(step, path)?;
     for (i, name) in names.iter().enumerate() {
         sofar.push(name);
         let last = i + 1 == names.len();
@@ -359,8 +411,13 @@ pub(crate) fn make_path(root: BorrowedFd<'_>, path: &Path, directory: bool) -> R
                     Ok(()) | Err(Errno::EEXIST) => {}
                     Err(errno) => return Err(Failure::new(step, &sofar, errno)),
                 }
-                open_below(parent.as_fd(), Path::new(name), O_PATH | libc::O_DIRECTORY, Resolve::NoLinks)
-                    .step(step, &sofar)?
+                open_below(
+                    parent.as_fd(),
+                    Path::new(name),
+                    O_PATH | libc::O_DIRECTORY,
+                    Resolve::NoLinks,
+                )
+                .step(step, &sofar)?
             }
             Err(errno) => return Err(Failure::new(step, &sofar, errno)),
         };

@@ -105,7 +105,10 @@ pub enum StartCause {
 fn failures(proof: &Proof) -> String {
     let mut all = Vec::new();
     for f in proof.failures() {
-        all.push(format!("{}: promised {}, actual {} ({})", f.name, f.promised, f.actual, f.source));
+        all.push(format!(
+            "{}: promised {}, actual {} ({})",
+            f.name, f.promised, f.actual, f.source
+        ));
     }
     all.join("; ")
 }
@@ -166,7 +169,12 @@ impl Container {
         if !self.record.alive() {
             return Err(ProveError::NotRunning(self.record.id.clone()));
         }
-        Ok(proof::read(&self.record.promise, self.record.pid, stage, &self.place())?)
+        Ok(proof::read(
+            &self.record.promise,
+            self.record.pid,
+            stage,
+            &self.place(),
+        )?)
     }
 
     /// The cheap half of the proof, for a running container.
@@ -174,11 +182,18 @@ impl Container {
     /// # Errors
     /// [`ProveError`].
     pub fn prove_cheap(&self) -> Result<Proof, ProveError> {
-        Ok(proof::read_cheap(&self.record.promise, self.record.pid, &self.place())?)
+        Ok(proof::read_cheap(
+            &self.record.promise,
+            self.record.pid,
+            &self.place(),
+        )?)
     }
 
     fn place(&self) -> proof::Where<'_> {
-        proof::Where { proc_root: std::path::Path::new("/proc"), cgroup: self.cgroup.as_ref() }
+        proof::Where {
+            proc_root: std::path::Path::new("/proc"),
+            cgroup: self.cgroup.as_ref(),
+        }
     }
 
     /// Let the program run: see the module. Returns the proof taken at the exec stop.
@@ -187,16 +202,30 @@ impl Container {
     /// [`StartError`]; the container is killed and freed, unless it was not waiting for a start.
     pub fn start(&mut self, args: Option<&StartArgs>) -> Result<Proof, StartError> {
         self.timing.resume();
-        let kept = |cause| StartError { cause, left: Vec::new() };
+        let kept = |cause| StartError {
+            cause,
+            left: Vec::new(),
+        };
         let status = self.status();
         if status != Status::Created {
-            return Err(kept(StartCause::NotCreated { id: self.record.id.clone(), status }));
+            return Err(kept(StartCause::NotCreated {
+                id: self.record.id.clone(),
+                status,
+            }));
         }
-        let message = self.message(args.unwrap_or(&StartArgs::default())).map_err(|e| kept(StartCause::Args(e)))?;
+        let message = self
+            .message(args.unwrap_or(&StartArgs::default()))
+            .map_err(|e| kept(StartCause::Args(e)))?;
         match self.launch(&message) {
             Ok(proof) => Ok(proof),
             Err(cause) => {
-                let left = self.delete().err().unwrap_or_default().iter().map(ToString::to_string).collect();
+                let left = self
+                    .delete()
+                    .err()
+                    .unwrap_or_default()
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect();
                 Err(StartError { cause, left })
             }
         }
@@ -209,10 +238,18 @@ impl Container {
         let c = |text: String| CString::new(text).map_err(|_| "they have a NUL byte");
         let down = Down::Start {
             args: args.args.iter().map(|a| c(a.clone())).collect::<Result<_, _>>()?,
-            env: args.env.iter().map(|(k, v)| c(format!("{k}={v}"))).collect::<Result<_, _>>()?,
+            env: args
+                .env
+                .iter()
+                .map(|(k, v)| c(format!("{k}={v}")))
+                .collect::<Result<_, _>>()?,
         };
         let bytes = down.encode();
-        if bytes.len() > report::LONGEST { Err("they are longer than 160 KiB") } else { Ok(bytes) }
+        if bytes.len() > report::LONGEST {
+            Err("they are longer than 160 KiB")
+        } else {
+            Ok(bytes)
+        }
     }
 
     fn launch(&mut self, message: &[u8]) -> Result<Proof, StartCause> {
@@ -228,10 +265,14 @@ impl Container {
         }
         self.timing.mark("scheduler");
         let options = ptrace::Options::PTRACE_O_TRACEEXEC | ptrace::Options::PTRACE_O_EXITKILL;
-        ptrace::seize(pid, options).map_err(|errno| StartCause::Trace { pid: pid.as_raw(), errno })?;
+        ptrace::seize(pid, options).map_err(|errno| StartCause::Trace {
+            pid: pid.as_raw(),
+            errno,
+        })?;
         self.timing.mark("seize");
+        let failure = self.failure()?;
         self.send(message)?;
-        self.wait_for_exec(pid)?;
+        self.wait_for_exec(pid, failure)?;
         self.timing.mark("exec");
         in_container(pid)?;
         let proof = self.prove(Stage::ExecStop)?;
@@ -245,7 +286,10 @@ impl Container {
                 fs::remove_file(self.dir.join(name)).map_err(StartCause::Message)?;
             }
         }
-        ptrace::detach(pid, None).map_err(|errno| StartCause::Trace { pid: pid.as_raw(), errno })?;
+        ptrace::detach(pid, None).map_err(|errno| StartCause::Trace {
+            pid: pid.as_raw(),
+            errno,
+        })?;
         self.channel = Channel::None;
         self.timing.mark("detach");
         if !self.record.hooks.poststart.is_empty() {
@@ -265,43 +309,58 @@ impl Container {
                 let path = self.dir.join(state::START);
                 let mut options = fs::OpenOptions::new();
                 let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
-                let mut fifo = options.write(true).custom_flags(flags).open(path).map_err(StartCause::Message)?;
+                let mut fifo = options
+                    .write(true)
+                    .custom_flags(flags)
+                    .open(path)
+                    .map_err(StartCause::Message)?;
                 io::Write::write_all(&mut fifo, message).map_err(StartCause::Message)
             }
             Channel::None => Err(StartCause::Message(io::ErrorKind::NotConnected.into())),
         }
     }
 
-    fn wait_for_exec(&self, pid: Pid) -> Result<(), StartCause> {
+    fn wait_for_exec(&self, pid: Pid, mut failure: Option<fs::File>) -> Result<(), StartCause> {
         loop {
             let status = match waitpid(pid, Some(WaitPidFlag::__WALL)) {
                 Err(Errno::EINTR) => continue,
-                other => other.map_err(|errno| StartCause::Trace { pid: pid.as_raw(), errno })?,
+                other => other.map_err(|errno| StartCause::Trace {
+                    pid: pid.as_raw(),
+                    errno,
+                })?,
             };
             let resume = match status {
                 WaitStatus::PtraceEvent(_, _, libc::PTRACE_EVENT_EXEC) => return Ok(()),
-                WaitStatus::Exited(..) | WaitStatus::Signaled(..) => return Err(self.last_words(&status)),
+                WaitStatus::Exited(..) | WaitStatus::Signaled(..) => {
+                    return Err(self.last_words(&status, failure.as_mut()));
+                }
                 // A signal on its way to the process; a stop that is no delivery is passed over.
                 WaitStatus::Stopped(_, signal) if signal != Signal::SIGTRAP => ptrace::cont(pid, signal),
                 _ => ptrace::cont(pid, None),
             };
             match resume {
                 Ok(()) | Err(Errno::ESRCH) => {} // it has just been killed: the next wait says so
-                Err(errno) => return Err(StartCause::Trace { pid: pid.as_raw(), errno }),
+                Err(errno) => {
+                    return Err(StartCause::Trace {
+                        pid: pid.as_raw(),
+                        errno,
+                    });
+                }
             }
         }
     }
 
     /// Why the process ended before exec, from the process itself where it said so.
-    fn last_words(&self, status: &WaitStatus) -> StartCause {
+    fn last_words(&self, status: &WaitStatus, failure: Option<&mut fs::File>) -> StartCause {
         let mut buffer = vec![0u8; 16 * 1024];
         let up = match &self.channel {
-            Channel::Socket(socket) => report::receive(socket, &mut buffer).ok().flatten().and_then(Up::decode),
-            Channel::Fifos => {
-                let mut options = fs::OpenOptions::new();
-                let fifo = options.read(true).custom_flags(libc::O_NONBLOCK).open(self.failure_path());
-                fifo.and_then(|mut f| f.read(&mut buffer)).ok().and_then(|n| Up::decode(&buffer[..n]))
-            }
+            Channel::Socket(socket) => report::receive(socket, &mut buffer)
+                .ok()
+                .flatten()
+                .and_then(Up::decode),
+            Channel::Fifos => failure
+                .and_then(|fifo| fifo.read(&mut buffer).ok())
+                .and_then(|n| Up::decode(&buffer[..n])),
             Channel::None => None,
         };
         match (up, status) {
@@ -312,8 +371,18 @@ impl Container {
         }
     }
 
-    fn failure_path(&self) -> std::path::PathBuf {
-        self.dir.join(state::FAILURE)
+    /// The FIFO for a failure before exec, opened before there can be one: what nobody has open is lost.
+    fn failure(&self) -> Result<Option<fs::File>, StartCause> {
+        if !matches!(self.channel, Channel::Fifos) {
+            return Ok(None);
+        }
+        let mut options = fs::OpenOptions::new();
+        let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
+        let fifo = options
+            .read(true)
+            .custom_flags(flags)
+            .open(self.dir.join(state::FAILURE));
+        fifo.map(Some).map_err(StartCause::Message)
     }
 }
 
@@ -327,10 +396,18 @@ fn in_container(pid: Pid) -> Result<(), StartCause> {
         .map_err(gone)?;
     // fdinfo names the mount without another system call interface.
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", exe.as_raw_fd())).map_err(gone)?;
-    let id = info.lines().find_map(|l| l.strip_prefix("mnt_id:")).map(str::trim).unwrap_or_default();
+    let id = info
+        .lines()
+        .find_map(|l| l.strip_prefix("mnt_id:"))
+        .map(str::trim)
+        .unwrap_or_default();
     let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).map_err(gone)?;
     let found = mounts.lines().any(|l| l.split(' ').next() == Some(id));
     let own = fs::metadata("/proc/self/exe").map_err(gone)?;
     let theirs = exe.metadata().map_err(gone)?;
-    if found && (own.dev(), own.ino()) != (theirs.dev(), theirs.ino()) { Ok(()) } else { Err(StartCause::ForeignFile) }
+    if found && (own.dev(), own.ino()) != (theirs.dev(), theirs.ino()) {
+        Ok(())
+    } else {
+        Err(StartCause::ForeignFile)
+    }
 }

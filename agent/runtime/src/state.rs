@@ -48,7 +48,12 @@ impl HookState {
             oci_version: spec.version().clone(),
             id: id.to_owned(),
             bundle: bundle.to_owned(),
-            annotations: spec.annotations().clone().unwrap_or_default().into_iter().collect(),
+            annotations: spec
+                .annotations()
+                .clone()
+                .unwrap_or_default()
+                .into_iter()
+                .collect(),
         }
     }
 
@@ -132,7 +137,9 @@ impl Status {
 
 /// `boot_id` of this boot.
 pub(crate) fn boot_id() -> io::Result<String> {
-    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
+        .trim()
+        .to_owned())
 }
 
 /// Start time in clock ticks since boot and the state letter of a process; `None` when there is none.
@@ -184,7 +191,9 @@ impl Record {
     /// Is the first process still there?
     pub fn alive(&self) -> bool {
         let same_boot = boot_id().is_ok_and(|b| b == self.boot_id);
-        same_boot && process(self.pid).is_some_and(|(start, state)| start == self.start_time && !"ZX".contains(state))
+        same_boot
+            && process(self.pid)
+                .is_some_and(|(start, state)| start == self.start_time && !"ZX".contains(state))
     }
 
     /// Where it stands.
@@ -214,11 +223,15 @@ mod tests {
 
     #[test]
     fn hook_state_is_the_oci_state() {
-        let spec: Spec = serde_json::from_str(r#"{"ociVersion": "1.2.0", "annotations": {"a": "b"}}"#).unwrap();
+        let spec: Spec =
+            serde_json::from_str(r#"{"ociVersion": "1.2.0", "annotations": {"a": "b"}}"#).unwrap();
         let state = HookState::new("x", Path::new("/b"), &spec);
         let json: serde_json::Value = serde_json::from_str(&state.at(7, "created")).unwrap();
         assert_eq!(json["status"], "created");
-        assert_eq!((json["pid"].as_i64(), json["bundle"].as_str()), (Some(7), Some("/b")));
+        assert_eq!(
+            (json["pid"].as_i64(), json["bundle"].as_str()),
+            (Some(7), Some("/b"))
+        );
         assert_eq!(json["annotations"]["a"], "b");
         assert!(serde_json::from_str::<serde_json::Value>(&state.at(0, "stopped")).unwrap()["pid"].is_null());
     }

@@ -11,13 +11,17 @@ pub(crate) struct Timing {
 
 impl Timing {
     pub(crate) fn begin() -> Self {
-        Self { last: Instant::now(), steps: Vec::with_capacity(16) }
+        Self {
+            last: Instant::now(),
+            steps: Vec::with_capacity(16),
+        }
     }
 
     /// Everything since the last mark was `step`.
     pub(crate) fn mark(&mut self, step: &str) {
         let now = Instant::now();
-        self.steps.push((step.to_owned(), now.duration_since(self.last).as_micros() as u64));
+        self.steps
+            .push((step.to_owned(), now.duration_since(self.last).as_micros() as u64));
         self.last = now;
     }
 

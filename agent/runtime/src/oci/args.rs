@@ -17,14 +17,37 @@ pub(super) struct Global {
 /// One command.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Command {
-    Create { id: String, bundle: PathBuf, pid_file: Option<PathBuf> },
-    Start { id: String },
-    Run { id: String, bundle: PathBuf, pid_file: Option<PathBuf>, keep: bool, detach: bool },
-    State { id: String },
-    Kill { id: String, signal: i32, all: bool },
-    Delete { id: String, force: bool },
+    Create {
+        id: String,
+        bundle: PathBuf,
+        pid_file: Option<PathBuf>,
+    },
+    Start {
+        id: String,
+    },
+    Run {
+        id: String,
+        bundle: PathBuf,
+        pid_file: Option<PathBuf>,
+        keep: bool,
+        detach: bool,
+    },
+    State {
+        id: String,
+    },
+    Kill {
+        id: String,
+        signal: i32,
+        all: bool,
+    },
+    Delete {
+        id: String,
+        force: bool,
+    },
     Features,
-    List { json: bool },
+    List {
+        json: bool,
+    },
 }
 
 /// A whole command line.
@@ -38,7 +61,11 @@ pub(super) struct Parsed {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Usage {
     Help(&'static str),
-    Wrong { global: Global, message: String, hint: Option<String> },
+    Wrong {
+        global: Global,
+        message: String,
+        hint: Option<String>,
+    },
 }
 
 const HELP: &str = "\
@@ -56,11 +83,23 @@ usage: berth oci [--root DIR] [--log FILE] [--log-format text|json] COMMAND
 
 /// Options that other runtimes have and that would do nothing here, or not what they say.
 const REFUSED: &[(&str, &str)] = &[
-    ("--systemd-cgroup", "cgroups are made through cgroupfs; configure the caller for cgroupfs"),
-    ("--console-socket", "terminals are not supported; set process.terminal to false"),
+    (
+        "--systemd-cgroup",
+        "cgroups are made through cgroupfs; configure the caller for cgroupfs",
+    ),
+    (
+        "--console-socket",
+        "terminals are not supported; set process.terminal to false",
+    ),
     ("--no-pivot", "the root is always changed with pivot_root"),
-    ("--no-new-keyring", "every container has a session keyring of its own"),
-    ("--preserve-fds", "no descriptor but the standard three is passed on"),
+    (
+        "--no-new-keyring",
+        "every container has a session keyring of its own",
+    ),
+    (
+        "--preserve-fds",
+        "no descriptor but the standard three is passed on",
+    ),
     ("--no-subreaper", "no subreaper is set"),
     ("--rootless", "berth runs as root"),
     ("--criu", "checkpoints are not supported"),
@@ -98,7 +137,11 @@ impl Words<'_> {
         if let Some(value) = self.value.take() {
             return Ok(value);
         }
-        let value = self.words.get(self.at).cloned().ok_or_else(|| Bad(format!("{option} needs a value"), None))?;
+        let value = self
+            .words
+            .get(self.at)
+            .cloned()
+            .ok_or_else(|| Bad(format!("{option} needs a value"), None))?;
         self.at += 1;
         Ok(value)
     }
@@ -109,14 +152,25 @@ struct Bad(String, Option<String>);
 fn unknown(option: &str, command: &str) -> Bad {
     match REFUSED.iter().find(|(name, _)| *name == option) {
         Some((_, why)) => Bad(format!("{option} is refused"), Some((*why).to_owned())),
-        None => Bad(format!("unknown option {option}{command}"), Some("`berth oci --help` lists the options".into())),
+        None => Bad(
+            format!("unknown option {option}{command}"),
+            Some("`berth oci --help` lists the options".into()),
+        ),
     }
 }
 
 /// Parse a command line.
 pub(super) fn parse(args: &[OsString]) -> Result<Parsed, Usage> {
-    let mut global = Global { root: super::ROOT.into(), log: None, log_json: false };
-    let mut words = Words { words: args, at: 0, value: None };
+    let mut global = Global {
+        root: super::ROOT.into(),
+        log: None,
+        log_json: false,
+    };
+    let mut words = Words {
+        words: args,
+        at: 0,
+        value: None,
+    };
     let outcome = globals(&mut global, &mut words).and_then(|name| match name {
         Some(name) => command(&name, &mut words).map(Some),
         None => Ok(None),
@@ -124,7 +178,11 @@ pub(super) fn parse(args: &[OsString]) -> Result<Parsed, Usage> {
     match outcome {
         Ok(Some(command)) => Ok(Parsed { global, command }),
         Ok(None) => Err(Usage::Help(HELP)),
-        Err(Bad(message, hint)) => Err(Usage::Wrong { global, message, hint }),
+        Err(Bad(message, hint)) => Err(Usage::Wrong {
+            global,
+            message,
+            hint,
+        }),
     }
 }
 
@@ -132,7 +190,10 @@ pub(super) fn parse(args: &[OsString]) -> Result<Parsed, Usage> {
 fn globals(global: &mut Global, words: &mut Words<'_>) -> Result<Option<String>, Bad> {
     loop {
         let Some(word) = words.next() else {
-            return Err(Bad("no command".into(), Some("`berth oci --help` lists the commands".into())));
+            return Err(Bad(
+                "no command".into(),
+                Some("`berth oci --help` lists the commands".into()),
+            ));
         };
         match word {
             Word::Value(name) => return Ok(Some(name.to_string_lossy().into_owned())),
@@ -144,7 +205,12 @@ fn globals(global: &mut Global, words: &mut Words<'_>) -> Result<Option<String>,
                     global.log_json = match format.to_str() {
                         Some("json") => true,
                         Some("text") => false,
-                        _ => return Err(Bad(format!("--log-format {format:?} is neither json nor text"), None)),
+                        _ => {
+                            return Err(Bad(
+                                format!("--log-format {format:?} is neither json nor text"),
+                                None,
+                            ));
+                        }
                     };
                 }
                 // Errors are always logged; there is nothing more to say.
@@ -172,7 +238,9 @@ struct Options {
 }
 
 fn command(name: &str, words: &mut Words<'_>) -> Result<Command, Bad> {
-    const COMMANDS: [&str; 8] = ["create", "start", "run", "state", "kill", "delete", "features", "list"];
+    const COMMANDS: [&str; 8] = [
+        "create", "start", "run", "state", "kill", "delete", "features", "list",
+    ];
     if !COMMANDS.contains(&name) {
         let hint = "`berth oci --help` lists the commands".to_owned();
         return Err(Bad(format!("unknown command `{name}`"), Some(hint)));
@@ -199,7 +267,10 @@ fn command(name: &str, words: &mut Words<'_>) -> Result<Command, Bad> {
             },
         }
         if words.value.take().is_some() {
-            return Err(Bad(format!("{name}: a value for an option that takes none"), None));
+            return Err(Bad(
+                format!("{name}: a value for an option that takes none"),
+                None,
+            ));
         }
     }
     finish(name, o)
@@ -213,20 +284,37 @@ fn finish(name: &str, o: Options) -> Result<Command, Bad> {
         _ => 1..=1,
     };
     if !wanted.contains(&o.values.len()) {
-        return Err(Bad(format!("{name}: {} arguments, wanted {wanted:?}", o.values.len()), Some("an ID".into())));
+        return Err(Bad(
+            format!("{name}: {} arguments, wanted {wanted:?}", o.values.len()),
+            Some("an ID".into()),
+        ));
     }
     let id = o.values.first().map(|v| text(v)).unwrap_or_default();
     let bundle = o.bundle.unwrap_or_else(|| PathBuf::from("."));
     Ok(match name {
-        "create" => Command::Create { id, bundle, pid_file: o.pid_file },
+        "create" => Command::Create {
+            id,
+            bundle,
+            pid_file: o.pid_file,
+        },
         "start" => Command::Start { id },
-        "run" => Command::Run { id, bundle, pid_file: o.pid_file, keep: o.keep, detach: o.detach },
+        "run" => Command::Run {
+            id,
+            bundle,
+            pid_file: o.pid_file,
+            keep: o.keep,
+            detach: o.detach,
+        },
         "state" => Command::State { id },
         "kill" => {
             let word = o.values.get(1).map_or_else(|| "SIGTERM".to_owned(), |v| text(v));
             let hint = "a name such as SIGTERM or TERM, or a number from 0 to 64".to_owned();
             let signal = signal(&word).ok_or_else(|| Bad(format!("`{word}` is no signal"), Some(hint)))?;
-            Command::Kill { id, signal, all: o.all }
+            Command::Kill {
+                id,
+                signal,
+                all: o.all,
+            }
         }
         "delete" => Command::Delete { id, force: o.force },
         "features" => Command::Features,
@@ -241,14 +329,23 @@ fn signal(word: &str) -> Option<i32> {
     }
     let upper = word.to_ascii_uppercase();
     let short = upper.strip_prefix("SIG").unwrap_or(&upper);
-    let offset = |text: &str| if text.is_empty() { Some(0) } else { text.parse::<i32>().ok() };
+    let offset = |text: &str| {
+        if text.is_empty() {
+            Some(0)
+        } else {
+            text.parse::<i32>().ok()
+        }
+    };
     if let Some(rest) = short.strip_prefix("RTMIN") {
         return offset(rest).map(|o| 34 + o).filter(|n| (34..=64).contains(n));
     }
     if let Some(rest) = short.strip_prefix("RTMAX") {
         return offset(rest).map(|o| 64 + o).filter(|n| (34..=64).contains(n));
     }
-    format!("SIG{short}").parse::<nix::sys::signal::Signal>().ok().map(|s| s as i32)
+    format!("SIG{short}")
+        .parse::<nix::sys::signal::Signal>()
+        .ok()
+        .map(|s| s as i32)
 }
 
 #[cfg(test)]
@@ -266,14 +363,46 @@ mod tests {
     #[test]
     fn command_lines() {
         let parsed = of("--root /r --log=/l --log-format json run -b /b --pid-file=/p x").unwrap();
-        assert_eq!(parsed.global, Global { root: "/r".into(), log: Some("/l".into()), log_json: true });
+        assert_eq!(
+            parsed.global,
+            Global {
+                root: "/r".into(),
+                log: Some("/l".into()),
+                log_json: true
+            }
+        );
         let (bundle, pid_file) = ("/b".into(), Some("/p".into()));
-        assert_eq!(parsed.command, Command::Run { id: "x".into(), bundle, pid_file, keep: false, detach: false });
+        assert_eq!(
+            parsed.command,
+            Command::Run {
+                id: "x".into(),
+                bundle,
+                pid_file,
+                keep: false,
+                detach: false
+            }
+        );
         let kill = of("kill --all x KILL").unwrap().command;
-        assert_eq!(kill, Command::Kill { id: "x".into(), signal: 9, all: true });
-        assert_eq!(of("delete --force x").unwrap().command, Command::Delete { id: "x".into(), force: true });
+        assert_eq!(
+            kill,
+            Command::Kill {
+                id: "x".into(),
+                signal: 9,
+                all: true
+            }
+        );
+        assert_eq!(
+            of("delete --force x").unwrap().command,
+            Command::Delete {
+                id: "x".into(),
+                force: true
+            }
+        );
         assert_eq!(of("list -f json").unwrap().command, Command::List { json: true });
-        assert_eq!(of("create x").unwrap().global.root, PathBuf::from(crate::oci::ROOT));
+        assert_eq!(
+            of("create x").unwrap().global.root,
+            PathBuf::from(crate::oci::ROOT)
+        );
     }
 
     #[test]
@@ -285,7 +414,10 @@ mod tests {
             ("create --nonsense x", "unknown option --nonsense of create"),
             ("checkpoint x", "unknown command `checkpoint`"),
             ("start", "start: 0 arguments, wanted 1..=1"),
-            ("delete --force=yes x", "delete: a value for an option that takes none"),
+            (
+                "delete --force=yes x",
+                "delete: a value for an option that takes none",
+            ),
             ("create -b", "-b needs a value"),
             ("", "no command"),
             ("kill x NOPE", "`NOPE` is no signal"),
@@ -296,7 +428,14 @@ mod tests {
 
     #[test]
     fn signals() {
-        for (word, number) in [("9", 9), ("term", 15), ("SIGKILL", 9), ("RTMIN+1", 35), ("SIGRTMAX", 64), ("0", 0)] {
+        for (word, number) in [
+            ("9", 9),
+            ("term", 15),
+            ("SIGKILL", 9),
+            ("RTMIN+1", 35),
+            ("SIGRTMAX", 64),
+            ("0", 0),
+        ] {
             assert_eq!(signal(word), Some(number), "{word}");
         }
         for word in ["65", "-1", "", "SIG", "RTMIN+40"] {

@@ -33,15 +33,20 @@ impl Waiting {
     pub(super) fn begin() -> Result<Self, Errno> {
         let set: SigSet = PASSED_ON.into_iter().collect();
         set.thread_block()?;
-        Ok(Self(SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?))
+        Ok(Self(SignalFd::with_flags(
+            &set,
+            SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK,
+        )?))
     }
 
     /// Until the container ends: its exit status, or 128 + the signal that killed it.
     pub(super) fn wait(self, container: &Container) -> Result<i32, Errno> {
         let pidfd = container.pidfd().ok_or(Errno::ECHILD)?;
         loop {
-            let mut fds =
-                [PollFd::new(pidfd, PollFlags::POLLIN), PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+            let mut fds = [
+                PollFd::new(pidfd, PollFlags::POLLIN),
+                PollFd::new(self.0.as_fd(), PollFlags::POLLIN),
+            ];
             match poll(&mut fds, PollTimeout::NONE) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno),

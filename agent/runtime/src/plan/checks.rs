@@ -18,7 +18,10 @@ pub(super) fn id(id: &str) -> Result<(), PlanError> {
 /// No parts that lead elsewhere.
 pub(super) fn cgroup_path(path: &str) -> Result<(), PlanError> {
     if path.split('/').any(|p| p == ".." || p == ".") || path.contains(['\0', '\n']) {
-        return Err(PlanError::refused("linux.cgroupsPath", format!("`{path}` is not a plain path")));
+        return Err(PlanError::refused(
+            "linux.cgroupsPath",
+            format!("`{path}` is not a plain path"),
+        ));
     }
     if path.contains(':') {
         return Err(PlanError::refused_hint(
@@ -50,7 +53,10 @@ pub(super) fn unsupported(spec: &Spec) -> Result<(), PlanError> {
     }
     let version = spec.version();
     if !version.starts_with("1.") {
-        return Err(PlanError::refused("ociVersion", format!("`{version}` is not a version 1 of the specification")));
+        return Err(PlanError::refused(
+            "ociVersion",
+            format!("`{version}` is not a version 1 of the specification"),
+        ));
     }
     if let Some(process) = spec.process() {
         if process.terminal().unwrap_or(false) {
@@ -60,7 +66,10 @@ pub(super) fn unsupported(spec: &Spec) -> Result<(), PlanError> {
                 "set process.terminal to false",
             ));
         }
-        if process.console_size().is_some_and(|b| b.height() != 0 || b.width() != 0) {
+        if process
+            .console_size()
+            .is_some_and(|b| b.height() != 0 || b.width() != 0)
+        {
             return refuse("process.consoleSize");
         }
         if process.command_line().is_some() {
@@ -98,10 +107,17 @@ pub(super) fn unsupported(spec: &Spec) -> Result<(), PlanError> {
         let notify = oci_spec::runtime::LinuxSeccompAction::ScmpActNotify;
         let by_rule = seccomp.syscalls().iter().flatten().any(|s| s.action() == notify);
         if seccomp.default_action() == notify || by_rule {
-            return Err(PlanError::refused("linux.seccomp", "SCMP_ACT_NOTIFY is not supported"));
+            return Err(PlanError::refused(
+                "linux.seccomp",
+                "SCMP_ACT_NOTIFY is not supported",
+            ));
         }
     }
-    if linux.personality().as_ref().is_some_and(|p| p.flags().as_ref().is_some_and(|f| !f.is_empty())) {
+    if linux
+        .personality()
+        .as_ref()
+        .is_some_and(|p| p.flags().as_ref().is_some_and(|f| !f.is_empty()))
+    {
         return refuse("linux.personality.flags");
     }
     namespaces(linux)
@@ -112,7 +128,10 @@ fn namespaces(linux: &Linux) -> Result<(), PlanError> {
     for (i, ns) in all.iter().enumerate() {
         let (kind, path) = (ns.typ(), ns.path());
         if all[..i].iter().any(|other| other.typ() == kind) {
-            return Err(PlanError::refused("linux.namespaces", format!("type {kind} is there twice")));
+            return Err(PlanError::refused(
+                "linux.namespaces",
+                format!("type {kind} is there twice"),
+            ));
         }
         let why = match (kind, path) {
             (LinuxNamespaceType::Time, _) => "time namespaces are not supported",
@@ -121,14 +140,21 @@ fn namespaces(linux: &Linux) -> Result<(), PlanError> {
             (_, Some(path)) if !path.is_absolute() => "the path of a namespace must be absolute",
             _ => continue,
         };
-        return Err(PlanError::refused("linux.namespaces", format!("type {kind}: {why}")));
+        return Err(PlanError::refused(
+            "linux.namespaces",
+            format!("type {kind}: {why}"),
+        ));
     }
     Ok(())
 }
 
 /// Does the container have such a namespace, new or joined?
 pub(super) fn has_own(linux: Option<&Linux>, kind: LinuxNamespaceType) -> bool {
-    linux.and_then(|l| l.namespaces().as_ref()).into_iter().flatten().any(|n| n.typ() == kind)
+    linux
+        .and_then(|l| l.namespaces().as_ref())
+        .into_iter()
+        .flatten()
+        .any(|n| n.typ() == kind)
 }
 
 /// The path of a namespace that is joined.
@@ -184,10 +210,22 @@ mod tests {
 
     #[test]
     fn whose_sysctl() {
-        assert_eq!(sysctl_namespace("net.ipv4.ip_forward"), Some(LinuxNamespaceType::Network));
+        assert_eq!(
+            sysctl_namespace("net.ipv4.ip_forward"),
+            Some(LinuxNamespaceType::Network)
+        );
         assert_eq!(sysctl_namespace("kernel.sem"), Some(LinuxNamespaceType::Ipc));
-        assert_eq!(sysctl_namespace("fs.mqueue.msg_max"), Some(LinuxNamespaceType::Ipc));
-        for not in ["kernel.hostname", "kernel.core_pattern", "vm.swappiness", "fs.file-max", "network"] {
+        assert_eq!(
+            sysctl_namespace("fs.mqueue.msg_max"),
+            Some(LinuxNamespaceType::Ipc)
+        );
+        for not in [
+            "kernel.hostname",
+            "kernel.core_pattern",
+            "vm.swappiness",
+            "fs.file-max",
+            "network",
+        ] {
             assert_eq!(sysctl_namespace(not), None, "{not}");
         }
     }

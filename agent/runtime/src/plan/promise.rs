@@ -5,7 +5,9 @@
 use std::collections::BTreeMap;
 
 use berth_rt::cpu::CpuSet;
-use oci_spec::runtime::{self as oci, LinuxDeviceCgroup, LinuxDeviceType, LinuxNamespaceType, LinuxResources, Spec};
+use oci_spec::runtime::{
+    self as oci, LinuxDeviceCgroup, LinuxDeviceType, LinuxNamespaceType, LinuxResources, Spec,
+};
 
 use super::{Extensions, PlanError};
 use crate::proof::{
@@ -26,10 +28,9 @@ pub(super) fn write(
     let cpu = resources.cpu().as_ref();
     let list = |field: &str, text: Option<&String>| match text.filter(|t| !t.is_empty()) {
         None => Ok(None),
-        Some(text) => text
-            .parse::<CpuSet>()
-            .map(Some)
-            .map_err(|e| PlanError::refused(format!("linux.resources.cpu.{field}"), format!("`{text}`: {e}"))),
+        Some(text) => text.parse::<CpuSet>().map(Some).map_err(|e| {
+            PlanError::refused(format!("linux.resources.cpu.{field}"), format!("`{text}`: {e}"))
+        }),
     };
     let cpus = list("cpus", cpu.and_then(|c| c.cpus().as_ref()))?;
     let uid_map = map(linux.and_then(|l| l.uid_mappings().as_ref()));
@@ -43,8 +44,11 @@ pub(super) fn write(
             .map(|m| m.outside + (id - m.inside))
             .ok_or_else(|| PlanError::refused(field, format!("{id} is not mapped in the user namespace"))),
     };
-    let groups: Result<Vec<u32>, PlanError> =
-        words.groups.iter().map(|g| host(&gid_map, *g, "process.user.additionalGids")).collect();
+    let groups: Result<Vec<u32>, PlanError> = words
+        .groups
+        .iter()
+        .map(|g| host(&gid_map, *g, "process.user.additionalGids"))
+        .collect();
     let inherited = own_filters();
     let filtered = u32::from(recipe.filtered);
     Ok(Promise {
@@ -60,17 +64,44 @@ pub(super) fn write(
         namespaces: namespaces(linux)?,
         capabilities: Some(words.capabilities.after_exec(words.uid == 0, words.no_new_privs)),
         no_new_privs: words.no_new_privs,
-        seccomp: SeccompPromise { mode: if inherited + filtered > 0 { 2 } else { 0 }, filters: inherited + filtered },
+        seccomp: SeccompPromise {
+            mode: if inherited + filtered > 0 { 2 } else { 0 },
+            filters: inherited + filtered,
+        },
         uid: Some(host(&uid_map, words.uid, "process.user.uid")?),
         gid: Some(host(&gid_map, words.gid, "process.user.gid")?),
         groups: Some(groups?),
         uid_map,
         gid_map,
-        root_flags: if recipe.root_readonly { vec!["ro".into()] } else { Vec::new() },
+        root_flags: if recipe.root_readonly {
+            vec!["ro".into()]
+        } else {
+            Vec::new()
+        },
         mounts: mounts(&recipe.mounts),
-        masked_paths: recipe.masked.iter().map(|p| p.to_string_lossy().into_owned()).collect(),
-        readonly_paths: recipe.readonly.iter().map(|p| p.to_string_lossy().into_owned()).collect(),
-        rlimits: words.rlimits.iter().map(|l| (l.name.clone(), Rlimit { soft: l.soft, hard: l.hard })).collect(),
+        masked_paths: recipe
+            .masked
+            .iter()
+            .map(|p| p.to_string_lossy().into_owned())
+            .collect(),
+        readonly_paths: recipe
+            .readonly
+            .iter()
+            .map(|p| p.to_string_lossy().into_owned())
+            .collect(),
+        rlimits: words
+            .rlimits
+            .iter()
+            .map(|l| {
+                (
+                    l.name.clone(),
+                    Rlimit {
+                        soft: l.soft,
+                        hard: l.hard,
+                    },
+                )
+            })
+            .collect(),
         lsm_label: words.label.as_ref().map(|label| match label {
             Label::Selinux(label) => label.clone(),
             Label::Apparmor(profile) => format!("{profile} (enforce)"),
@@ -93,7 +124,11 @@ fn map(list: Option<&Vec<oci::LinuxIdMapping>>) -> Option<Vec<IdMap>> {
     let list = list.filter(|l| !l.is_empty())?;
     Some(
         list.iter()
-            .map(|m| IdMap { inside: m.container_id(), outside: m.host_id(), count: m.size() })
+            .map(|m| IdMap {
+                inside: m.container_id(),
+                outside: m.host_id(),
+                count: m.size(),
+            })
             .collect(),
     )
 }
@@ -132,7 +167,12 @@ fn namespaces(linux: Option<&oci::Linux>) -> Result<BTreeMap<NamespaceKind, Name
 }
 
 fn mounts(mounts: &[Mount]) -> Vec<MountPromise> {
-    let words = [(attr::RDONLY, "ro"), (attr::NOSUID, "nosuid"), (attr::NODEV, "nodev"), (attr::NOEXEC, "noexec")];
+    let words = [
+        (attr::RDONLY, "ro"),
+        (attr::NOSUID, "nosuid"),
+        (attr::NODEV, "nodev"),
+        (attr::NOEXEC, "noexec"),
+    ];
     mounts
         .iter()
         .map(|m| MountPromise {
@@ -153,7 +193,11 @@ pub(crate) fn device_words(rules: &[LinuxDeviceCgroup]) -> Vec<String> {
     let mut all = false;
     for rule in rules {
         let number = |n: Option<i64>| n.filter(|n| *n >= 0).map_or("*".to_owned(), |n| n.to_string());
-        let access = rule.access().clone().filter(|a| !a.is_empty()).unwrap_or_else(|| "rwm".to_owned());
+        let access = rule
+            .access()
+            .clone()
+            .filter(|a| !a.is_empty())
+            .unwrap_or_else(|| "rwm".to_owned());
         let kind = match rule.typ().unwrap_or_default() {
             LinuxDeviceType::A => {
                 list.clear();
@@ -183,7 +227,9 @@ pub(crate) fn device_words(rules: &[LinuxDeviceCgroup]) -> Vec<String> {
         return vec!["a *:* rwm".to_owned()];
     }
     let ordered = |access: &str| "rwm".chars().filter(|c| access.contains(*c)).collect::<String>();
-    list.into_iter().map(|(kind, numbers, access)| format!("{kind} {numbers} {}", ordered(&access))).collect()
+    list.into_iter()
+        .map(|(kind, numbers, access)| format!("{kind} {numbers} {}", ordered(&access)))
+        .collect()
 }
 
 #[cfg(test)]
@@ -203,7 +249,8 @@ mod tests {
         )
         .unwrap();
         assert_eq!(device_words(&rules), ["c 1:3 rw", "b *:* m", "c 5:1 r"]);
-        let open: Vec<LinuxDeviceCgroup> = serde_json::from_str(r#"[{"allow": true, "access": "rwm"}]"#).unwrap();
+        let open: Vec<LinuxDeviceCgroup> =
+            serde_json::from_str(r#"[{"allow": true, "access": "rwm"}]"#).unwrap();
         assert_eq!(device_words(&open), ["a *:* rwm"]);
     }
 }

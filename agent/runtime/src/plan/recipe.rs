@@ -5,7 +5,8 @@ use std::path::{Component, Path, PathBuf};
 
 use berth_rt::cgroup::{Controller, Hierarchy};
 use oci_spec::runtime::{
-    self as oci, IOPriorityClass, Linux, LinuxDeviceCgroup, LinuxDeviceType, LinuxNamespaceType, LinuxResources, Spec,
+    self as oci, IOPriorityClass, Linux, LinuxDeviceCgroup, LinuxDeviceType, LinuxNamespaceType,
+    LinuxResources, Spec,
 };
 
 use super::{Extensions, Hooks, Interface, PlanError, checks};
@@ -42,7 +43,10 @@ pub(super) fn write(
     let uts = checks::has_own(linux, LinuxNamespaceType::Uts);
     let name = |field: &str, value: &Option<String>| match value.as_deref() {
         None | Some("") => Ok(None),
-        Some(_) if !uts => Err(PlanError::refused(field, "the container has no UTS namespace of its own")),
+        Some(_) if !uts => Err(PlanError::refused(
+            field,
+            "the container has no UTS namespace of its own",
+        )),
         Some(name) if name.len() > 64 => Err(PlanError::refused(field, "it is longer than 64 bytes")),
         Some(name) => Ok(Some(name.to_owned())),
     };
@@ -53,11 +57,19 @@ pub(super) fn write(
         })?),
     };
     let paths = |list: Option<&Vec<String>>, field: &str| {
-        list.into_iter().flatten().map(|p| absolute(p, field)).collect::<Result<Vec<_>, _>>()
+        list.into_iter()
+            .flatten()
+            .map(|p| absolute(p, field))
+            .collect::<Result<Vec<_>, _>>()
     };
-    let mount_label = linux.and_then(|l| l.mount_label().clone()).filter(|l| !l.is_empty());
+    let mount_label = linux
+        .and_then(|l| l.mount_label().clone())
+        .filter(|l| !l.is_empty());
     if mount_label.is_some() && !selinux_enabled() {
-        return Err(PlanError::refused("linux.mountLabel", "SELinux is not enabled on this node"));
+        return Err(PlanError::refused(
+            "linux.mountLabel",
+            "SELinux is not enabled on this node",
+        ));
     }
     Ok(Recipe {
         id: id.to_owned(),
@@ -68,7 +80,10 @@ pub(super) fn write(
         bind_devices: own_users,
         devices,
         masked: paths(linux.and_then(|l| l.masked_paths().as_ref()), "linux.maskedPaths")?,
-        readonly: paths(linux.and_then(|l| l.readonly_paths().as_ref()), "linux.readonlyPaths")?,
+        readonly: paths(
+            linux.and_then(|l| l.readonly_paths().as_ref()),
+            "linux.readonlyPaths",
+        )?,
         new,
         joined,
         hostname: name("hostname", spec.hostname())?,
@@ -76,20 +91,27 @@ pub(super) fn write(
         sysctl: sysctl(linux)?,
         process: process_words(process, own_users)?,
         mount_label,
-        personality: linux.and_then(|l| l.personality().as_ref()).map(|p| match p.domain() {
-            oci::LinuxPersonalityDomain::PerLinux => 0,
-            oci::LinuxPersonalityDomain::PerLinux32 => 8,
-        }),
+        personality: linux
+            .and_then(|l| l.personality().as_ref())
+            .map(|p| match p.domain() {
+                oci::LinuxPersonalityDomain::PerLinux => 0,
+                oci::LinuxPersonalityDomain::PerLinux32 => 8,
+            }),
         oom_score_adj: oom_score(process)?,
         die_with_parent: extensions.die_with_parent,
-        hooks_before_pivot: hooks.is_some_and(|h| h.create_container().as_ref().is_some_and(|c| !c.is_empty())),
+        hooks_before_pivot: hooks
+            .is_some_and(|h| h.create_container().as_ref().is_some_and(|c| !c.is_empty())),
         hooks_outside: hooks.is_some_and(|h| {
             #[allow(deprecated)] // prestart is deprecated and still in the specification
             let prestart = h.prestart().as_ref();
-            prestart.is_some_and(|c| !c.is_empty()) || h.create_runtime().as_ref().is_some_and(|c| !c.is_empty())
+            prestart.is_some_and(|c| !c.is_empty())
+                || h.create_runtime().as_ref().is_some_and(|c| !c.is_empty())
         }),
         hooks_inside: hooks_of("startContainer", hooks.and_then(|h| h.start_container().as_ref()))?,
-        create_container_hooks: hooks_of("createContainer", hooks.and_then(|h| h.create_container().as_ref()))?,
+        create_container_hooks: hooks_of(
+            "createContainer",
+            hooks.and_then(|h| h.create_container().as_ref()),
+        )?,
         filtered: linux.is_some_and(|l| l.seccomp().is_some()),
         cgroups: Vec::new(),
         cgroup_v2: false,
@@ -99,7 +121,10 @@ pub(super) fn write(
 fn absolute(path: &str, field: &str) -> Result<PathBuf, PlanError> {
     let path = PathBuf::from(path);
     if !path.is_absolute() || path.components().any(|c| c == Component::ParentDir) {
-        return Err(PlanError::refused(field, format!("`{}` is not an absolute path without `..`", path.display())));
+        return Err(PlanError::refused(
+            field,
+            format!("`{}` is not an absolute path without `..`", path.display()),
+        ));
     }
     Ok(path)
 }
@@ -124,8 +149,16 @@ fn root(bundle: &Path, spec: &Spec, extensions: &Extensions) -> Result<(Root, bo
     let readonly = spec.root().as_ref().and_then(|r| r.readonly()).unwrap_or(false);
     let directory = |field: &'static str, path: &Path| match std::fs::metadata(path) {
         Ok(meta) if meta.is_dir() => Ok(path.to_owned()),
-        Ok(_) => Err(PlanError::Path { field, path: path.to_owned(), source: Errno::ENOTDIR.into() }),
-        Err(source) => Err(PlanError::Path { field, path: path.to_owned(), source }),
+        Ok(_) => Err(PlanError::Path {
+            field,
+            path: path.to_owned(),
+            source: Errno::ENOTDIR.into(),
+        }),
+        Err(source) => Err(PlanError::Path {
+            field,
+            path: path.to_owned(),
+            source,
+        }),
     };
     use nix::errno::Errno;
     if extensions.lower.is_empty() {
@@ -136,8 +169,11 @@ fn root(bundle: &Path, spec: &Spec, extensions: &Extensions) -> Result<(Root, bo
         }
         return Ok((Root::Dir(path), readonly));
     }
-    let lower =
-        extensions.lower.iter().map(|l| directory("lower", l)).collect::<Result<Vec<_>, _>>()?;
+    let lower = extensions
+        .lower
+        .iter()
+        .map(|l| directory("lower", l))
+        .collect::<Result<Vec<_>, _>>()?;
     let upper = match (&extensions.upper, &extensions.work) {
         (Some(upper), Some(work)) => Some((directory("upper", upper)?, directory("work", work)?)),
         (None, None) => None,
@@ -145,14 +181,24 @@ fn root(bundle: &Path, spec: &Spec, extensions: &Extensions) -> Result<(Root, bo
     };
     let readonly = readonly || upper.is_none();
     // Any directory will do as mount point: the overlay lies over it in the container's mount namespace alone.
-    Ok((Root::Overlay { at: lower[0].clone(), lower, upper }, readonly))
+    Ok((
+        Root::Overlay {
+            at: lower[0].clone(),
+            lower,
+            upper,
+        },
+        readonly,
+    ))
 }
 
 fn mounts(bundle: &Path, spec: &Spec) -> Result<Vec<Mount>, PlanError> {
     let mut all = Vec::new();
     for mount in spec.mounts().iter().flatten() {
         let refuse = |why: String| {
-            PlanError::refused("mounts", format!("destination `{}`: {why}", mount.destination().display()))
+            PlanError::refused(
+                "mounts",
+                format!("destination `{}`: {why}", mount.destination().display()),
+            )
         };
         let destination = Path::new("/").join(mount.destination());
         if destination.components().any(|c| c == Component::ParentDir) {
@@ -164,8 +210,10 @@ fn mounts(bundle: &Path, spec: &Spec) -> Result<Vec<Mount>, PlanError> {
         }
         let fs = mount.typ().as_deref().unwrap_or("none");
         let words = mount.options().as_deref().unwrap_or_default();
-        let mut options = options::parse(fs, words)
-            .map_err(|source| PlanError::Option { destination: destination.clone(), source })?;
+        let mut options = options::parse(fs, words).map_err(|source| PlanError::Option {
+            destination: destination.clone(),
+            source,
+        })?;
         let source = mount.source().clone().unwrap_or_default();
         if destination == Path::new("/dev") && fs != "tmpfs" {
             return Err(refuse(format!("/dev must be a tmpfs, not `{fs}`")));
@@ -184,14 +232,30 @@ fn mounts(bundle: &Path, spec: &Spec) -> Result<Vec<Mount>, PlanError> {
             }
             source
         };
-        let fs = if fs == "cgroup2" { "cgroup".to_owned() } else { fs.to_owned() };
-        all.push(Mount { destination, source, fs, options });
+        let fs = if fs == "cgroup2" {
+            "cgroup".to_owned()
+        } else {
+            fs.to_owned()
+        };
+        all.push(Mount {
+            destination,
+            source,
+            fs,
+            options,
+        });
     }
     if !all.iter().any(|m| m.destination == Path::new("/dev")) {
         let words = ["nosuid", "strictatime", "mode=755", "size=65536k"].map(str::to_owned);
-        let options = options::parse("tmpfs", &words)
-            .map_err(|source| PlanError::Option { destination: "/dev".into(), source })?;
-        let dev = Mount { destination: "/dev".into(), source: "tmpfs".into(), fs: "tmpfs".into(), options };
+        let options = options::parse("tmpfs", &words).map_err(|source| PlanError::Option {
+            destination: "/dev".into(),
+            source,
+        })?;
+        let dev = Mount {
+            destination: "/dev".into(),
+            source: "tmpfs".into(),
+            fs: "tmpfs".into(),
+            options,
+        };
         let below = |m: &Mount| m.destination.starts_with("/dev");
         all.insert(all.iter().position(below).unwrap_or(all.len()), dev);
     }
@@ -209,7 +273,8 @@ fn devices(linux: Option<&Linux>) -> Result<Vec<Node>, PlanError> {
             LinuxDeviceType::P => NodeKind::Fifo,
             LinuxDeviceType::A => return Err(refuse("type `a` is no device node")),
         };
-        let number = |value: i64| u32::try_from(value).map_err(|_| refuse("major and minor must not be negative"));
+        let number =
+            |value: i64| u32::try_from(value).map_err(|_| refuse("major and minor must not be negative"));
         let (major, minor) = match kind {
             NodeKind::Fifo => (0, 0),
             _ => (number(device.major())?, number(device.minor())?),
@@ -233,12 +298,24 @@ fn sysctl(linux: Option<&Linux>) -> Result<Vec<(String, String)>, PlanError> {
     let mut all = Vec::new();
     for (key, value) in linux.and_then(|l| l.sysctl().as_ref()).into_iter().flatten() {
         // Both forms are in use: dots, and slashes where a name has a dot in it.
-        let dotted = if key.contains('/') { key.replace('.', "\u{0}").replace('/', ".") } else { key.clone() };
+        let dotted = if key.contains('/') {
+            key.replace('.', "\u{0}").replace('/', ".")
+        } else {
+            key.clone()
+        };
         let field = format!("linux.sysctl.{key}");
         match checks::sysctl_namespace(&dotted) {
-            None => return Err(PlanError::refused(field, "no namespace keeps it from the rest of the node")),
+            None => {
+                return Err(PlanError::refused(
+                    field,
+                    "no namespace keeps it from the rest of the node",
+                ));
+            }
             Some(kind) if !checks::has_own(linux, kind) => {
-                return Err(PlanError::refused(field, format!("the container has no {kind} namespace of its own")));
+                return Err(PlanError::refused(
+                    field,
+                    format!("the container has no {kind} namespace of its own"),
+                ));
             }
             Some(_) => {}
         }
@@ -254,26 +331,40 @@ fn sysctl(linux: Option<&Linux>) -> Result<Vec<(String, String)>, PlanError> {
 
 fn oom_score(process: &oci::Process) -> Result<Option<i32>, PlanError> {
     match process.oom_score_adj() {
-        Some(v) if !(-1000..=1000).contains(&v) => {
-            Err(PlanError::refused("process.oomScoreAdj", format!("{v} is not between -1000 and 1000")))
-        }
+        Some(v) if !(-1000..=1000).contains(&v) => Err(PlanError::refused(
+            "process.oomScoreAdj",
+            format!("{v} is not between -1000 and 1000"),
+        )),
         v => Ok(v),
     }
 }
 
 /// The last capability number of a set's bit mask and the mask itself.
 fn capability_mask(set: Option<&oci::Capabilities>) -> u64 {
-    set.into_iter().flatten().fold(0, |mask, c| mask | capability_bit(*c))
+    set.into_iter()
+        .flatten()
+        .fold(0, |mask, c| mask | capability_bit(*c))
 }
 
 fn capability_bit(capability: oci::Capability) -> u64 {
     // The names are the kernel's on both sides; one that the other list lacks cannot be granted.
-    format!("CAP_{capability}").parse::<caps::Capability>().map_or(0, |c| c.bitmask())
+    format!("CAP_{capability}")
+        .parse::<caps::Capability>()
+        .map_or(0, |c| c.bitmask())
 }
 
 pub(super) fn process_words(process: &oci::Process, own_users: bool) -> Result<Process, PlanError> {
-    let args = process.args().as_ref().filter(|a| !a.is_empty()).ok_or(PlanError::Missing { field: "process.args" })?;
-    let args = args.iter().map(|a| c_string("process.args", a)).collect::<Result<_, _>>()?;
+    let args = process
+        .args()
+        .as_ref()
+        .filter(|a| !a.is_empty())
+        .ok_or(PlanError::Missing {
+            field: "process.args",
+        })?;
+    let args = args
+        .iter()
+        .map(|a| c_string("process.args", a))
+        .collect::<Result<_, _>>()?;
     let mut env = Vec::new();
     for pair in process.env().iter().flatten() {
         env.push(c_string("process.env", pair)?);
@@ -282,7 +373,10 @@ pub(super) fn process_words(process: &oci::Process, own_users: bool) -> Result<P
     let user = process.user();
     let umask = user.umask().unwrap_or(0o022);
     if umask > 0o777 {
-        return Err(PlanError::refused("process.user.umask", format!("{umask:o} is more than 777")));
+        return Err(PlanError::refused(
+            "process.user.umask",
+            format!("{umask:o} is more than 777"),
+        ));
     }
     let capabilities = match process.capabilities() {
         None => CapabilitySets::default(),
@@ -299,12 +393,23 @@ pub(super) fn process_words(process: &oci::Process, own_users: bool) -> Result<P
     for limit in process.rlimits().iter().flatten() {
         let name = limit.typ().to_string();
         if rlimits.iter().any(|l: &Limit| l.name == name) {
-            return Err(PlanError::refused("process.rlimits", format!("{name} is there twice")));
+            return Err(PlanError::refused(
+                "process.rlimits",
+                format!("{name} is there twice"),
+            ));
         }
         if limit.soft() > limit.hard() {
-            return Err(PlanError::refused("process.rlimits", format!("{name}: soft is above hard")));
+            return Err(PlanError::refused(
+                "process.rlimits",
+                format!("{name}: soft is above hard"),
+            ));
         }
-        rlimits.push(Limit { resource: limit_number(limit.typ()), soft: limit.soft(), hard: limit.hard(), name });
+        rlimits.push(Limit {
+            resource: limit_number(limit.typ()),
+            soft: limit.soft(),
+            hard: limit.hard(),
+            name,
+        });
     }
     Ok(Process {
         args,
@@ -325,18 +430,32 @@ pub(super) fn process_words(process: &oci::Process, own_users: bool) -> Result<P
 fn capabilities_fit(sets: &CapabilitySets, own_users: bool) -> Result<(), PlanError> {
     let names = |mask: u64| {
         let all = caps::all();
-        let mut list: Vec<String> =
-            all.iter().filter(|c| mask & c.bitmask() != 0).map(ToString::to_string).collect();
+        let mut list: Vec<String> = all
+            .iter()
+            .filter(|c| mask & c.bitmask() != 0)
+            .map(ToString::to_string)
+            .collect();
         list.sort();
         list.join(", ")
     };
     let refuse = |field: &str, mask: u64, why: &str| {
-        Err(PlanError::refused(format!("process.capabilities.{field}"), format!("{} {why}", names(mask))))
+        Err(PlanError::refused(
+            format!("process.capabilities.{field}"),
+            format!("{} {why}", names(mask)),
+        ))
     };
     let checks = [
-        ("effective", sets.effective & !sets.permitted, "is not in permitted"),
+        (
+            "effective",
+            sets.effective & !sets.permitted,
+            "is not in permitted",
+        ),
         ("ambient", sets.ambient & !sets.permitted, "is not in permitted"),
-        ("ambient", sets.ambient & !sets.inheritable, "is not in inheritable"),
+        (
+            "ambient",
+            sets.ambient & !sets.inheritable,
+            "is not in inheritable",
+        ),
     ];
     for (field, mask, why) in checks {
         if mask != 0 {
@@ -358,7 +477,7 @@ fn capabilities_fit(sets: &CapabilitySets, own_users: bool) -> Result<(), PlanEr
 
 fn limit_number(kind: oci::PosixRlimitType) -> u32 {
     use oci::PosixRlimitType as T;
-    let number = match kind {
+    match kind {
         T::RlimitCpu => libc::RLIMIT_CPU,
         T::RlimitFsize => libc::RLIMIT_FSIZE,
         T::RlimitData => libc::RLIMIT_DATA,
@@ -375,8 +494,7 @@ fn limit_number(kind: oci::PosixRlimitType) -> u32 {
         T::RlimitNice => libc::RLIMIT_NICE,
         T::RlimitRtprio => libc::RLIMIT_RTPRIO,
         T::RlimitRttime => libc::RLIMIT_RTTIME,
-    };
-    number as u32
+    }
 }
 
 fn selinux_enabled() -> bool {
@@ -386,12 +504,14 @@ fn selinux_enabled() -> bool {
 fn label(process: &oci::Process) -> Result<Option<Label>, PlanError> {
     let some = |l: &Option<String>| l.clone().filter(|l| !l.is_empty());
     match (some(process.selinux_label()), some(process.apparmor_profile())) {
-        (Some(_), _) if !selinux_enabled() => {
-            Err(PlanError::refused("process.selinuxLabel", "SELinux is not enabled on this node"))
-        }
-        (Some(_), Some(_)) => {
-            Err(PlanError::refused("process.apparmorProfile", "process.selinuxLabel is there too"))
-        }
+        (Some(_), _) if !selinux_enabled() => Err(PlanError::refused(
+            "process.selinuxLabel",
+            "SELinux is not enabled on this node",
+        )),
+        (Some(_), Some(_)) => Err(PlanError::refused(
+            "process.apparmorProfile",
+            "process.selinuxLabel is there too",
+        )),
         (Some(label), None) => Ok(Some(Label::Selinux(label))),
         (None, Some(profile)) if profile == "unconfined" => Ok(None),
         (None, Some(profile)) => {
@@ -399,7 +519,10 @@ fn label(process: &oci::Process) -> Result<Option<Label>, PlanError> {
             if on.is_ok_and(|v| v.trim() == "Y") {
                 Ok(Some(Label::Apparmor(profile)))
             } else {
-                Err(PlanError::refused("process.apparmorProfile", "AppArmor is not enabled on this node"))
+                Err(PlanError::refused(
+                    "process.apparmorProfile",
+                    "AppArmor is not enabled on this node",
+                ))
             }
         }
         (None, None) => Ok(None),
@@ -432,7 +555,9 @@ fn hooks_of(kind: &'static str, hooks: Option<&Vec<oci::Hook>>) -> Result<Vec<Ho
 
 /// The hooks that run in the runtime's namespaces.
 pub(super) fn outer_hooks(spec: &Spec) -> Result<Hooks, PlanError> {
-    let Some(hooks) = spec.hooks() else { return Ok(Hooks::default()) };
+    let Some(hooks) = spec.hooks() else {
+        return Ok(Hooks::default());
+    };
     #[allow(deprecated)] // prestart is deprecated and still in the specification
     let prestart = hooks_of("prestart", hooks.prestart().as_ref())?;
     Ok(Hooks {
@@ -447,9 +572,14 @@ pub(super) fn outer_hooks(spec: &Spec) -> Result<Hooks, PlanError> {
 pub(super) fn id_maps(linux: Option<&Linux>) -> Result<(String, String), PlanError> {
     let text = |list: Option<&Vec<oci::LinuxIdMapping>>| {
         let lines = list.into_iter().flatten();
-        lines.map(|m| format!("{} {} {}\n", m.container_id(), m.host_id(), m.size())).collect::<String>()
+        lines
+            .map(|m| format!("{} {} {}\n", m.container_id(), m.host_id(), m.size()))
+            .collect::<String>()
     };
-    let maps = (text(linux.and_then(|l| l.uid_mappings().as_ref())), text(linux.and_then(|l| l.gid_mappings().as_ref())));
+    let maps = (
+        text(linux.and_then(|l| l.uid_mappings().as_ref())),
+        text(linux.and_then(|l| l.gid_mappings().as_ref())),
+    );
     let own = checks::has_own(linux, LinuxNamespaceType::User);
     for (field, map) in [("linux.uidMappings", &maps.0), ("linux.gidMappings", &maps.1)] {
         if own && map.is_empty() {
@@ -460,7 +590,10 @@ pub(super) fn id_maps(linux: Option<&Linux>) -> Result<(String, String), PlanErr
             ));
         }
         if !own && !map.is_empty() {
-            return Err(PlanError::refused(field, "the container has no user namespace of its own"));
+            return Err(PlanError::refused(
+                field,
+                "the container has no user namespace of its own",
+            ));
         }
     }
     Ok(maps)
@@ -468,7 +601,9 @@ pub(super) fn id_maps(linux: Option<&Linux>) -> Result<(String, String), PlanErr
 
 /// ioprio class number and level.
 pub(super) fn io_priority(process: &oci::Process) -> Result<Option<(u32, u32)>, PlanError> {
-    let Some(io) = process.io_priority() else { return Ok(None) };
+    let Some(io) = process.io_priority() else {
+        return Ok(None);
+    };
     let class = match io.class() {
         IOPriorityClass::IoprioClassRt => 1,
         IOPriorityClass::IoprioClassBe => 2,
@@ -476,7 +611,10 @@ pub(super) fn io_priority(process: &oci::Process) -> Result<Option<(u32, u32)>, 
     };
     match u32::try_from(io.priority()) {
         Ok(level) if level <= 7 => Ok(Some((class, level))),
-        _ => Err(PlanError::refused("process.ioPriority.priority", format!("{} is not 0 to 7", io.priority()))),
+        _ => Err(PlanError::refused(
+            "process.ioPriority.priority",
+            format!("{} is not 0 to 7", io.priority()),
+        )),
     }
 }
 
@@ -484,7 +622,11 @@ pub(super) fn io_priority(process: &oci::Process) -> Result<Option<(u32, u32)>, 
 pub(super) fn net_devices(linux: Option<&Linux>) -> Vec<Interface> {
     let all = linux.and_then(|l| l.net_devices().as_ref()).into_iter().flatten();
     let mut all: Vec<Interface> = all
-        .map(|(name, device)| Interface { name: name.clone(), index: None, rename: device.name().clone() })
+        .map(|(name, device)| Interface {
+            name: name.clone(),
+            index: None,
+            rename: device.name().clone(),
+        })
         .collect();
     all.sort_by(|a, b| a.name.cmp(&b.name));
     all
@@ -520,6 +662,10 @@ fn rule(
     access: &str,
 ) -> LinuxDeviceCgroup {
     let mut rule = LinuxDeviceCgroup::default();
-    rule.set_allow(allow).set_typ(Some(kind)).set_major(major).set_minor(minor).set_access(Some(access.to_owned()));
+    rule.set_allow(allow)
+        .set_typ(Some(kind))
+        .set_major(major)
+        .set_minor(minor)
+        .set_access(Some(access.to_owned()));
     rule
 }

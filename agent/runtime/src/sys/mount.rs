@@ -82,7 +82,12 @@ pub(crate) fn open_below(
 }
 
 /// Create a file (`flags` has O_CREAT) with this mode, through no symbolic link.
-pub(crate) fn create_below(root: BorrowedFd<'_>, path: &Path, flags: i32, mode: u32) -> Result<OwnedFd, Errno> {
+pub(crate) fn create_below(
+    root: BorrowedFd<'_>,
+    path: &Path,
+    flags: i32,
+    mode: u32,
+) -> Result<OwnedFd, Errno> {
     openat2(root, path, flags, mode, Resolve::NoLinks)
 }
 
@@ -94,14 +99,20 @@ fn openat2(
     resolve: Resolve,
 ) -> Result<OwnedFd, Errno> {
     let relative = path.strip_prefix("/").unwrap_or(path);
-    let relative = if relative.as_os_str().is_empty() { Path::new(".") } else { relative };
+    let relative = if relative.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        relative
+    };
     let name = cstring(relative)?;
     let mut how = OpenHow {
         flags: (flags | libc::O_CLOEXEC) as u64,
         mode: u64::from(mode),
         resolve: match resolve {
             Resolve::InRoot => libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS,
-            Resolve::NoLinks => libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_SYMLINKS | libc::RESOLVE_NO_MAGICLINKS,
+            Resolve::NoLinks => {
+                libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_SYMLINKS | libc::RESOLVE_NO_MAGICLINKS
+            }
         },
     };
     loop {
@@ -179,7 +190,8 @@ impl FsContext {
     ///
     /// A failure comes with the kernel's own words, where it left any.
     pub(crate) fn mount(self, attributes: u64) -> Result<OwnedFd, (Errno, Option<String>)> {
-        self.config(FSCONFIG_CMD_CREATE, None, None, 0).map_err(|errno| (errno, self.message()))?;
+        self.config(FSCONFIG_CMD_CREATE, None, None, 0)
+            .map_err(|errno| (errno, self.message()))?;
         // SAFETY: no pointers.
         owned(unsafe { libc::syscall(libc::SYS_fsmount, self.0.as_raw_fd(), FSMOUNT_CLOEXEC, attributes) })
             .map_err(|errno| (errno, self.message()))
@@ -218,15 +230,40 @@ pub(crate) fn set_attributes(
     clear: u64,
     propagation: u64,
 ) -> Result<(), Errno> {
-    set_attributes_at(mount.as_raw_fd(), c"", recursive, MountAttr { set, clear, propagation, userns_fd: 0 })
+    set_attributes_at(
+        mount.as_raw_fd(),
+        c"",
+        recursive,
+        MountAttr {
+            set,
+            clear,
+            propagation,
+            userns_fd: 0,
+        },
+    )
 }
 
 /// The same for the mount at `/` of the calling process.
 pub(crate) fn set_root_attributes(recursive: bool, set: u64, propagation: u64) -> Result<(), Errno> {
-    set_attributes_at(libc::AT_FDCWD, c"/", recursive, MountAttr { set, clear: 0, propagation, userns_fd: 0 })
+    set_attributes_at(
+        libc::AT_FDCWD,
+        c"/",
+        recursive,
+        MountAttr {
+            set,
+            clear: 0,
+            propagation,
+            userns_fd: 0,
+        },
+    )
 }
 
-fn set_attributes_at(dir: RawFd, path: &std::ffi::CStr, recursive: bool, mut attr: MountAttr) -> Result<(), Errno> {
+fn set_attributes_at(
+    dir: RawFd,
+    path: &std::ffi::CStr,
+    recursive: bool,
+    mut attr: MountAttr,
+) -> Result<(), Errno> {
     let mut flags = if path.is_empty() { libc::AT_EMPTY_PATH } else { 0 };
     if recursive {
         flags |= libc::AT_RECURSIVE;
@@ -263,6 +300,6 @@ pub(crate) fn fs_magic(fd: impl AsFd) -> Result<i64, Errno> {
     // SAFETY: the kernel fills the whole structure on success; it is read only then.
     unsafe {
         Errno::result(libc::fstatfs(fd.as_fd().as_raw_fd(), stat.as_mut_ptr()))?;
-        Ok(i64::from(stat.assume_init().f_type))
+        Ok(stat.assume_init().f_type)
     }
 }

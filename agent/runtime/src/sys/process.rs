@@ -1,4 +1,4 @@
-//! clone3, prctl, capabilities, seccomp, ioprio, keyrings, descriptors and exec.
+//! clone3, prctl, capabilities, ioprio, keyrings, descriptors and exec.
 //!
 //! Invariants: [`clone3`] without CLONE_VM behaves like fork: the child has its own copy of all memory. The caller
 //! has one thread, so no lock is held by a thread that does not exist in the child.
@@ -46,7 +46,13 @@ pub(crate) fn clone3(wanted: CloneArgs) -> Result<Cloned, Errno> {
     args.pidfd = (&raw mut pidfd) as u64;
     // SAFETY: no CLONE_VM: the child gets a copy of this address space and its own stack copy, so both sides
     // return from here as after fork(2). `args` and `pidfd` outlive the call.
-    let result = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, std::mem::size_of::<libc::clone_args>()) };
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_clone3,
+            &raw mut args,
+            std::mem::size_of::<libc::clone_args>(),
+        )
+    };
     match Errno::result(result)? {
         0 => Ok(Cloned::Child),
         pid => {
@@ -127,7 +133,13 @@ pub(crate) fn clear_ambient() -> Result<(), Errno> {
 
 /// Put one capability into the ambient set.
 pub(crate) fn raise_ambient(capability: u32) -> Result<(), Errno> {
-    prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE as u64, u64::from(capability), 0).map(drop)
+    prctl(
+        libc::PR_CAP_AMBIENT,
+        libc::PR_CAP_AMBIENT_RAISE as u64,
+        u64::from(capability),
+        0,
+    )
+    .map(drop)
 }
 
 /// Timer slack of this thread in nanoseconds.
@@ -153,7 +165,10 @@ pub(crate) fn set_capabilities(effective: u64, permitted: u64, inheritable: u64)
         permitted: u32,
         inheritable: u32,
     }
-    let mut header = Header { version: 0x2008_0522, pid: 0 };
+    let mut header = Header {
+        version: 0x2008_0522,
+        pid: 0,
+    };
     let data = [0u32, 32].map(|shift| Data {
         effective: (effective >> shift) as u32,
         permitted: (permitted >> shift) as u32,
@@ -163,35 +178,18 @@ pub(crate) fn set_capabilities(effective: u64, permitted: u64, inheritable: u64)
     Errno::result(unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) }).map(drop)
 }
 
-/// Install a seccomp filter: `program` is an array of `struct sock_filter` as bytes.
-pub(crate) fn set_seccomp(program: &[u8], flags: u32) -> Result<(), Errno> {
-    const INSTRUCTION: usize = std::mem::size_of::<libc::sock_filter>();
-    if program.is_empty() || program.len() % INSTRUCTION != 0 || program.len() / INSTRUCTION > 4096 {
-        return Err(Errno::EINVAL);
-    }
-    let mut filter = Vec::with_capacity(program.len() / INSTRUCTION);
-    for i in program.chunks_exact(INSTRUCTION) {
-        filter.push(libc::sock_filter {
-            code: u16::from_ne_bytes([i[0], i[1]]),
-            jt: i[2],
-            jf: i[3],
-            k: u32::from_ne_bytes([i[4], i[5], i[6], i[7]]),
-        });
-    }
-    let fprog = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
-    // SAFETY: `fprog` points at `len` instructions that live until the call returns; the kernel copies them.
-    let result =
-        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const fprog) };
-    std::mem::forget(filter); // no munmap after the filter is in force
-    Errno::result(result).map(drop)
-}
-
 /// ioprio_set(2) of one process: class 1 real-time, 2 best-effort, 3 idle.
 pub(crate) fn set_io_priority(pid: Pid, class: u32, level: u32) -> Result<(), Errno> {
     const IOPRIO_WHO_PROCESS: i32 = 1;
     // SAFETY: no pointers.
-    let result =
-        unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, pid.as_raw(), (class << 13) | level) };
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_ioprio_set,
+            IOPRIO_WHO_PROCESS,
+            pid.as_raw(),
+            (class << 13) | level,
+        )
+    };
     Errno::result(result).map(drop)
 }
 
@@ -200,7 +198,8 @@ pub(crate) fn join_session_keyring(name: &str) -> Result<(), Errno> {
     const KEYCTL_JOIN_SESSION_KEYRING: i32 = 1;
     let name = CString::new(name).map_err(|_| Errno::EINVAL)?;
     // SAFETY: `name` outlives the call.
-    Errno::result(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr()) }).map(drop)
+    Errno::result(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr()) })
+        .map(drop)
 }
 
 /// Close every descriptor from 3 on but those in `keep`.
@@ -247,7 +246,11 @@ pub(crate) fn exec(path: &CStr, argv: &[*const libc::c_char], envp: &[*const lib
 
 /// The null-terminated pointer array of some strings.
 pub(crate) fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
-    strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
+    strings
+        .iter()
+        .map(|s| s.as_ptr())
+        .chain([std::ptr::null()])
+        .collect()
 }
 
 /// Bring the loopback interface of this network namespace up (SIOCSIFFLAGS).
@@ -264,7 +267,8 @@ pub(crate) fn loopback_up() -> Result<(), Errno> {
     request.ifr_name[1] = b'o' as libc::c_char;
     request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
     // SAFETY: the request reads one ifreq, alive here.
-    Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) }).map(drop)
+    Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) })
+        .map(drop)
 }
 
 /// Unblock every signal.
@@ -295,11 +299,20 @@ pub(crate) fn default_sigpipe() -> Result<(), Errno> {
 
 /// prlimit(2): set a resource limit of the calling process (`None`) or another.
 pub(crate) fn set_limit(pid: Option<Pid>, resource: u32, soft: u64, hard: u64) -> Result<(), Errno> {
-    let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
+    let limit = libc::rlimit64 {
+        rlim_cur: soft,
+        rlim_max: hard,
+    };
     let pid = pid.map_or(0, Pid::as_raw);
     // SAFETY: `limit` outlives the call; the old limit is not asked for.
     let result = unsafe {
-        libc::syscall(libc::SYS_prlimit64, pid, resource, &raw const limit, std::ptr::null_mut::<libc::rlimit64>())
+        libc::syscall(
+            libc::SYS_prlimit64,
+            pid,
+            resource,
+            &raw const limit,
+            std::ptr::null_mut::<libc::rlimit64>(),
+        )
     };
     Errno::result(result).map(drop)
 }

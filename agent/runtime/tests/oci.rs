@@ -1,0 +1,874 @@
+//! The OCI command line on the real kernel, as root: each step seen from inside and from outside.
+
+#![allow(clippy::unwrap_used)] // helpers of tests
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::Bundle;
+use serde_json::json;
+
+#[test]
+fn a_container_is_what_its_configuration_says() {
+    let mut b = Bundle::new(
+        "hostname; pwd; echo $GREETING; id -u; id -G; umask; cat /proc/self/status; ls /dev; cat /proc/net/dev",
+    );
+    b.set(
+        "/process/user",
+        json!({"uid": 7, "gid": 8, "umask": 0o27, "additionalGids": [9, 10]}),
+    );
+    b.set("/process/cwd", json!("/tmp"));
+    b.set(
+        "/process/rlimits",
+        json!([{"type": "RLIMIT_NOFILE", "soft": 99, "hard": 100}]),
+    );
+    let out = b.output();
+    let mut lines = out.lines();
+    for wanted in ["edge", "/tmp", "hello", "7", "8 9 10", "0027"] {
+        assert_eq!(lines.next(), Some(wanted), "{out}");
+    }
+    for wanted in [
+        "CapInh:\t0000000000000000",
+        "CapPrm:\t0000000000000000", // not root: nothing without ambient capabilities
+        "CapBnd:\t0000000000000420",
+        "NoNewPrivs:\t1",
+        "Seccomp:\t0",
+    ] {
+        assert!(out.contains(wanted), "{wanted} is not in\n{out}");
+    }
+    for name in [
+        "null", "zero", "full", "random", "urandom", "tty", "fd", "stdin", "stdout", "stderr", "ptmx",
+    ] {
+        assert!(out.lines().any(|l| l == name), "/dev/{name} is not in\n{out}");
+    }
+}
+
+#[test]
+fn root_has_exactly_the_capabilities_it_was_given() {
+    let mut b = Bundle::new("grep Cap /proc/self/status");
+    let some = json!(["CAP_KILL", "CAP_NET_RAW"]);
+    let sets = ["bounding", "effective", "permitted", "inheritable", "ambient"];
+    b.set(
+        "/process/capabilities",
+        sets.iter().map(|s| (s.to_string(), some.clone())).collect(),
+    );
+    let out = b.output();
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert!(out.contains(&format!("{set}:\t0000000000002020")), "{out}");
+    }
+}
+
+#[test]
+fn mounts_have_their_types_and_flags() {
+    let mut b = Bundle::new(
+        "cat /proc/self/mountinfo; touch /x; touch /mnt/here/x; cat /mnt/file; ls /sys/firmware; cat /proc/keys; echo 1 > /proc/sys/kernel/msgmax",
+    );
+    let shared = b.dir.join("shared");
+    fs::create_dir(&shared).unwrap();
+    fs::write(shared.join("data"), "from outside").unwrap();
+    b.set("/root/readonly", json!(false));
+    b.set("/mounts/-", json!({"destination": "/mnt/here", "type": "bind", "source": "shared", "options": ["rbind", "ro", "nodev"]}));
+    b.set(
+        "/mounts/-",
+        json!({"destination": "/mnt/file", "source": shared.join("data"), "options": ["bind"]}),
+    );
+    b.set(
+        "/linux/maskedPaths",
+        json!(["/sys/firmware", "/proc/keys", "/not/there"]),
+    );
+    b.set("/linux/readonlyPaths", json!(["/proc/sys", "/not/there"]));
+    let out = b.run();
+    let text = String::from_utf8(out.stdout).unwrap();
+    let errors = String::from_utf8(out.stderr).unwrap();
+    let line = |place: &str| {
+        text.lines()
+            .find(|l| l.split(' ').nth(4) == Some(place))
+            .unwrap_or_default()
+            .to_owned()
+    };
+    assert!(
+        line("/sys").contains(" ro,nosuid,nodev,noexec,relatime") && line("/sys").contains("- sysfs"),
+        "{text}"
+    );
+    assert!(line("/tmp").contains("- tmpfs"), "{text}");
+    assert!(line("/mnt/here").contains(" ro,nodev"), "{text}");
+    assert!(
+        line("/proc/keys").contains("/null") && line("/sys/firmware").contains("tmpfs"),
+        "{text}"
+    );
+    assert!(line("/proc/sys").contains(" ro,"), "{text}");
+    assert!(text.contains("from outside"), "{text}{errors}");
+    assert!(
+        errors.contains("/mnt/here/x") && errors.contains("/proc/sys/kernel/msgmax"),
+        "{errors}"
+    );
+    assert!(b.rootfs().join("x").exists(), "the root was asked to be writable");
+    assert!(!shared.join("x").exists());
+    b.assert_nothing_left();
+}
+
+#[test]
+fn a_readonly_root_is_one() {
+    let b = Bundle::new("touch /x");
+    assert_eq!(b.run().status.code(), Some(1));
+    assert!(!b.rootfs().join("x").exists());
+    b.assert_nothing_left();
+}
+
+#[test]
+fn images_with_symlinked_dev_proc_or_sys_are_refused() {
+    for name in ["dev", "proc", "sys"] {
+        let b = Bundle::new("true");
+        let outside = b.dir.join("outside");
+        fs::create_dir(&outside).unwrap();
+        fs::remove_dir(b.rootfs().join(name)).unwrap();
+        symlink(&outside, b.rootfs().join(name)).unwrap();
+        let message = b.refusal();
+        assert!(
+            message.contains(&format!("`/{name}`")) && message.contains("symbolic link"),
+            "{message}"
+        );
+        assert_eq!(
+            fs::read_dir(&outside).unwrap().count(),
+            0,
+            "something was made on the host"
+        );
+    }
+}
+
+#[test]
+fn a_mount_point_that_links_out_of_the_root_stays_inside() {
+    let mut b = Bundle::new("ls -d /outside/berth-oci-escape");
+    let outside = Path::new("/tmp/berth-oci-escape");
+    symlink("/outside", b.rootfs().join("link")).unwrap();
+    fs::create_dir(b.rootfs().join("outside")).unwrap();
+    b.set(
+        "/mounts/-",
+        json!({"destination": "/link/berth-oci-escape", "type": "tmpfs", "source": "tmpfs"}),
+    );
+    b.output();
+    assert!(!outside.exists() && !Path::new("/outside").exists());
+}
+
+#[test]
+fn nothing_may_be_mounted_on_or_in_proc() {
+    for destination in ["/proc", "/proc/sys", "/proc/self/attr"] {
+        let mut b = Bundle::new("true");
+        let fake = b.dir.join("fake");
+        fs::create_dir(&fake).unwrap();
+        b.set(
+            "/mounts/-",
+            json!({"destination": destination, "source": fake, "options": ["bind"]}),
+        );
+        let message = b.refusal();
+        assert!(message.contains("/proc"), "{message}");
+    }
+}
+
+#[test]
+fn descriptors_do_not_leak() {
+    let b = Bundle::new("ls /proc/self/fd");
+    let secret = fs::File::open("/etc/passwd").unwrap();
+    let mut command = b.command(&["run", &b.id]);
+    // As a careless caller would: many descriptors without close-on-exec.
+    let numbers = nix_fds(&secret);
+    let out = command.output().unwrap();
+    drop(numbers);
+    let text = String::from_utf8(out.stdout).unwrap();
+    // 3 is the folder that ls itself reads.
+    assert_eq!(text.lines().collect::<Vec<_>>(), ["0", "1", "2", "3"], "{text}");
+}
+
+fn nix_fds(file: &fs::File) -> Vec<std::os::fd::OwnedFd> {
+    use std::os::fd::AsFd;
+    (0..5)
+        .map(|_| {
+            let copy = nix::unistd::dup(file.as_fd()).unwrap();
+            nix::fcntl::fcntl(&copy, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
+            copy
+        })
+        .collect()
+}
+
+#[test]
+fn a_working_directory_outside_is_refused() {
+    for cwd in ["/proc/self/fd/7", "/proc/self/fd/9/../../.."] {
+        let mut b = Bundle::new("true");
+        b.set("/process/cwd", json!(cwd));
+        let message = b.refusal();
+        assert!(
+            message.contains("cwd") || message.contains("chdir") || message.contains("create mount point"),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn a_program_that_is_not_there_is_named() {
+    for (program, wanted) in [
+        ("/no/such", "No such file"),
+        ("nothing", "not found in $PATH"),
+        ("/etc", "Permission denied"),
+    ] {
+        let mut b = Bundle::new("");
+        b.set("/process/args", json!([program]));
+        let message = b.refusal();
+        assert!(
+            message.contains(&format!("`{program}`")) && message.contains(wanted),
+            "{message}"
+        );
+        assert!(message.contains("hint: "), "{message}");
+    }
+    let b = Bundle::new("");
+    fs::write(b.rootfs().join("bin/true2"), "not a program").unwrap();
+    let mut b = b;
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(b.rootfs().join("bin/true2"), fs::Permissions::from_mode(0o755)).unwrap();
+    b.set("/process/args", json!(["true2"]));
+    let message = b.refusal();
+    assert!(
+        message.contains("exec `true2`") && message.contains("Exec format error"),
+        "{message}"
+    );
+}
+
+#[test]
+fn exit_statuses_are_passed_on() {
+    assert_eq!(Bundle::new("exit 42").run().status.code(), Some(42));
+    // The first process of a pid namespace ignores signals it has no handler for; SIGKILL from outside it does not.
+    let b = Bundle::new("kill -9 $$; sleep 0.1; exit 3");
+    assert_eq!(b.run().status.code(), Some(3));
+}
+
+#[test]
+fn a_realtime_policy_is_set_and_only_on_the_program() {
+    let mut b = Bundle::new("cut -d' ' -f40,41 /proc/self/stat; cat /proc/self/stat");
+    symlink("busybox", b.rootfs().join("bin/cut")).unwrap();
+    b.set(
+        "/process/scheduler",
+        json!({"policy": "SCHED_FIFO", "priority": 50}),
+    );
+    b.set(
+        "/linux/resources/cpu",
+        json!({"realtimeRuntime": 20000, "realtimePeriod": 1000000}),
+    );
+    let out = b.output();
+    assert_eq!(out.lines().next(), Some("50 1"), "{out}");
+    b.set(
+        "/process/scheduler",
+        json!({"policy": "SCHED_FIFO", "priority": 100}),
+    );
+    assert!(b.refusal().contains("priority 100"));
+}
+
+#[test]
+fn a_realtime_policy_without_a_budget_is_refused_with_the_setting_to_change() {
+    if !Path::new("/sys/fs/cgroup/cpu/cpu.rt_runtime_us").exists() {
+        return; // only where RT_GROUP_SCHED is on
+    }
+    let mut b = Bundle::new("true");
+    b.set("/process/scheduler", json!({"policy": "SCHED_RR", "priority": 1}));
+    b.set("/linux/resources/cpu", json!({"shares": 512}));
+    let message = b.refusal();
+    assert!(
+        message.contains("SCHED_RR") || message.contains("scheduling"),
+        "{message}"
+    );
+    assert!(message.contains("hint"), "{message}");
+}
+
+#[test]
+fn devices_are_there_and_others_are_denied() {
+    // The tun device: nothing but the device rules stands between root and it.
+    let script = "cat /dev/null && echo ok; (exec 3</dev/mine) 2>&1; mknod /dev/x c 10 200; (exec 3</dev/x) 2>&1; \
+                  stat -c '%a %u %g %t:%T' /dev/mine";
+    let mut b = Bundle::new(script);
+    for set in ["permitted", "bounding", "effective"] {
+        b.set(
+            &format!("/process/capabilities/{set}"),
+            json!(["CAP_MKNOD", "CAP_DAC_OVERRIDE"]),
+        );
+    }
+    let node = json!({"path": "/dev/mine", "type": "c", "major": 10, "minor": 200, "fileMode": 0o640, "uid": 3, "gid": 4});
+    b.set("/linux/devices", json!([node]));
+    let text = b.output();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(
+        (lines.len(), lines[0], lines[3]),
+        (4, "ok", "640 3 4 a:c8"),
+        "{text}"
+    );
+    for line in &lines[1..3] {
+        assert!(line.contains("Operation not permitted"), "{text}");
+    }
+}
+
+#[test]
+fn an_allowed_device_can_be_opened() {
+    let mut b = Bundle::new("(exec 3</dev/deep/mine) && echo read; (exec 3>/dev/deep/mine) || echo no write");
+    b.set(
+        "/linux/devices",
+        json!([{"path": "/dev/deep/mine", "type": "c", "major": 10, "minor": 200}]),
+    );
+    let rule = json!({"allow": true, "type": "c", "major": 10, "minor": 200, "access": "r"});
+    b.set("/linux/resources/devices/-", rule);
+    assert_eq!(b.output(), "read\nno write\n");
+}
+
+#[test]
+fn seccomp_kills_and_denies() {
+    let mut b = Bundle::new("hostname other; echo $?; mkdir /tmp/x");
+    b.set(
+        "/linux/seccomp",
+        json!({
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [
+                {"names": ["sethostname"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1},
+                {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_KILL_PROCESS"}
+            ]
+        }),
+    );
+    b.set("/process/args", json!(["/bin/mkdir", "/tmp/x"]));
+    let out = b.run();
+    assert_eq!(out.status.code(), Some(128 + 31), "{out:?}");
+    b.set(
+        "/process/args",
+        json!(["/bin/sh", "-c", "grep -E '^Seccomp' /proc/self/status"]),
+    );
+    assert_eq!(b.output(), "Seccomp:\t2\nSeccomp_filters:\t1\n");
+    b.set(
+        "/linux/seccomp/syscalls",
+        json!([{"names": ["no_such_call"], "action": "SCMP_ACT_ERRNO"}]),
+    );
+    assert!(b.refusal().contains("no_such_call"));
+}
+
+#[test]
+fn the_state_machine() {
+    let b = Bundle::new("echo started; exec sleep 1000");
+    let (ok, err) = b.create();
+    assert!(ok, "{err}");
+    let state = b.state();
+    assert_eq!(
+        (state["status"].as_str(), state["id"].as_str()),
+        (Some("created"), Some(b.id.as_str()))
+    );
+    let pid = state["pid"].as_i64().unwrap();
+    assert!(Path::new(&format!("/proc/{pid}")).exists());
+    assert_eq!(
+        fs::read_to_string(b.dir.join("out")).unwrap(),
+        "",
+        "nothing runs before start"
+    );
+    let again = b.create();
+    assert!(!again.0 && again.1.contains("exists already"), "{again:?}");
+    let out = b.oci(&["delete", &b.id]);
+    assert!(
+        !out.status.success() && String::from_utf8_lossy(&out.stderr).contains("is created"),
+        "{out:?}"
+    );
+    let out = b.oci(&["start", &b.id]);
+    assert!(out.status.success(), "{out:?}");
+    assert_eq!(b.state()["status"], "running");
+    let out = b.oci(&["start", &b.id]);
+    assert!(
+        String::from_utf8_lossy(&out.stderr).contains("cannot be started: it is running"),
+        "{out:?}"
+    );
+    assert!(!b.oci(&["delete", &b.id]).status.success());
+    assert_eq!(b.state()["status"], "running", "a refused delete changes nothing");
+    let listed = b.oci(&["list", "-f", "json"]);
+    assert!(
+        String::from_utf8_lossy(&listed.stdout).contains(&b.id),
+        "{listed:?}"
+    );
+    assert!(b.oci(&["kill", &b.id, "KILL"]).status.success());
+    b.wait_for_status("stopped");
+    let out = b.oci(&["kill", &b.id, "0"]);
+    assert!(
+        String::from_utf8_lossy(&out.stderr).contains("is not running"),
+        "{out:?}"
+    );
+    assert!(b.oci(&["delete", &b.id]).status.success());
+    b.assert_nothing_left();
+    let out = b.oci(&["state", &b.id]);
+    assert!(
+        String::from_utf8_lossy(&out.stderr).contains("does not exist"),
+        "{out:?}"
+    );
+    assert!(!b.oci(&["delete", &b.id]).status.success());
+    assert!(
+        b.oci(&["delete", "--force", &b.id]).status.success(),
+        "force is idempotent"
+    );
+}
+
+#[test]
+fn force_deletes_created_and_running_containers() {
+    for start in [false, true] {
+        let b = Bundle::new("trap '' TERM; sleep 1000 & sleep 1000");
+        assert!(b.create().0);
+        if start {
+            assert!(b.oci(&["start", &b.id]).status.success());
+        }
+        let out = b.oci(&["delete", "--force", &b.id]);
+        assert!(out.status.success(), "{out:?}");
+        b.assert_nothing_left();
+    }
+}
+
+#[test]
+fn exec_failure_of_a_detached_container_is_told_by_start() {
+    let mut b = Bundle::new("");
+    fs::write(b.rootfs().join("bin/bad"), "no program").unwrap();
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(b.rootfs().join("bin/bad"), fs::Permissions::from_mode(0o755)).unwrap();
+    b.set("/process/args", json!(["/bin/bad"]));
+    assert!(b.create().0);
+    let out = b.oci(&["start", &b.id]);
+    let message = String::from_utf8_lossy(&out.stderr);
+    assert!(
+        message.contains("exec `/bin/bad`: Exec format error"),
+        "{message}"
+    );
+    b.assert_nothing_left();
+}
+
+#[test]
+fn the_pid_file_names_the_first_process() {
+    let b = Bundle::new("exec sleep 1000");
+    let file = b.dir.join("pid");
+    let out = b
+        .command(&["create", "--pid-file", file.to_str().unwrap(), &b.id])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    assert!(out.unwrap().success());
+    assert_eq!(fs::read_to_string(file).unwrap(), b.state()["pid"].to_string());
+    let b = Bundle::new("true");
+    let out = b.oci(&["run", "--pid-file", "/no/such/folder/pid", &b.id]);
+    assert_eq!(out.status.code(), Some(1));
+    b.assert_nothing_left();
+}
+
+#[test]
+fn hooks_of_every_kind_run_in_order_and_see_the_state() {
+    let mut b = Bundle::new("echo program >> /log/order");
+    let log = b.dir.join("log");
+    fs::create_dir(&log).unwrap();
+    b.set(
+        "/mounts/-",
+        json!({"destination": "/log", "source": log, "options": ["bind"]}),
+    );
+    let outside = |kind: &str| {
+        let script = format!(
+            "read s; echo {kind} $(echo $s | grep -o '\"status\":\"[a-z]*\"') >> {}/order",
+            log.display()
+        );
+        json!([{"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin:/usr/bin"], "timeout": 9}])
+    };
+    for kind in [
+        "prestart",
+        "createRuntime",
+        "createContainer",
+        "poststart",
+        "poststop",
+    ] {
+        b.set("/hooks", b.config.get("hooks").cloned().unwrap_or(json!({})));
+        b.set(&format!("/hooks/{kind}"), outside(kind));
+    }
+    let inside = "read s; echo startContainer >> /log/order";
+    b.set(
+        "/hooks/startContainer",
+        json!([{"path": "/bin/sh", "args": ["sh", "-c", inside]}]),
+    );
+    b.output();
+    let order = fs::read_to_string(log.join("order")).unwrap();
+    let mut lines: Vec<&str> = order.lines().collect();
+    // poststart and the program run at the same time
+    let program = lines.iter().position(|l| *l == "program").unwrap();
+    assert!(program > 3, "{order}");
+    lines.remove(program);
+    let wanted = [
+        "prestart \"status\":\"creating\"",
+        "createRuntime \"status\":\"creating\"",
+        "createContainer \"status\":\"creating\"",
+        "startContainer",
+        "poststart \"status\":\"running\"",
+        "poststop \"status\":\"stopped\"",
+    ];
+    assert_eq!(lines, wanted);
+}
+
+#[test]
+fn a_hook_that_fails_or_hangs_undoes_the_container() {
+    for kind in [
+        "prestart",
+        "createRuntime",
+        "createContainer",
+        "startContainer",
+        "poststart",
+    ] {
+        let mut b = Bundle::new("sleep 1000");
+        b.set(
+            "/hooks",
+            json!({kind: [{"path": if kind == "startContainer" { "/bin/false" } else { "/usr/bin/false" }}]}),
+        );
+        let message = b.refusal();
+        assert!(
+            message.contains(kind) && message.contains("exit status 1"),
+            "{message}"
+        );
+    }
+    let mut b = Bundle::new("true");
+    b.set(
+        "/hooks",
+        json!({"createRuntime": [{"path": "/usr/bin/sleep", "args": ["sleep", "1000"], "timeout": 1}]}),
+    );
+    let begin = Instant::now();
+    assert!(b.refusal().contains("did not end within 1 s"));
+    assert!(begin.elapsed() < Duration::from_secs(60));
+    b.set("/hooks", json!({"createRuntime": [{"path": "sleep"}]}));
+    assert!(b.refusal().contains("hooks.createRuntime"));
+}
+
+#[test]
+fn refusals_name_the_field() {
+    let table = [
+        ("/linux/intelRdt", json!({"closID": "x"}), "linux.intelRdt"),
+        (
+            "/linux/memoryPolicy",
+            json!({"mode": "MPOL_BIND"}),
+            "linux.memoryPolicy",
+        ),
+        (
+            "/linux/timeOffsets",
+            json!({"monotonic": {"secs": 1}}),
+            "linux.timeOffsets",
+        ),
+        ("/linux/namespaces/-", json!({"type": "time"}), "linux.namespaces"),
+        ("/linux/namespaces/-", json!({"type": "pid"}), "is there twice"),
+        (
+            "/linux/namespaces/-",
+            json!({"type": "user"}),
+            "linux.uidMappings",
+        ),
+        (
+            "/linux/uidMappings",
+            json!([{"containerID": 0, "hostID": 0, "size": 1}]),
+            "linux.uidMappings",
+        ),
+        ("/process/terminal", json!(true), "process.terminal"),
+        ("/process/apparmorProfile", json!("x"), "process.apparmorProfile"),
+        ("/process/selinuxLabel", json!("a:b:c:s0"), "process.selinuxLabel"),
+        ("/process/oomScoreAdj", json!(2000), "process.oomScoreAdj"),
+        ("/process/cwd", json!("relative"), "process.cwd"),
+        ("/process/args", json!([]), "process.args"),
+        (
+            "/process/ioPriority",
+            json!({"class": "IOPRIO_CLASS_BE", "priority": 9}),
+            "process.ioPriority",
+        ),
+        ("/linux/mountLabel", json!("a:b:c:s0"), "linux.mountLabel"),
+        (
+            "/linux/sysctl",
+            json!({"vm.swappiness": "1"}),
+            "linux.sysctl.vm.swappiness",
+        ),
+        (
+            "/linux/rootfsPropagation",
+            json!("upwards"),
+            "linux.rootfsPropagation",
+        ),
+        ("/linux/cgroupsPath", json!("/../escape"), "linux.cgroupsPath"),
+        (
+            "/linux/resources/hugepageLimits",
+            json!([{"pageSize": "3MB", "limit": 1}]),
+            "hugepage",
+        ),
+        (
+            "/linux/resources/rdma",
+            json!({"mlx5_1": {"hcaHandles": 3}}),
+            "rdma",
+        ),
+        (
+            "/mounts/-",
+            json!({"destination": "/x", "type": "tmpfs", "options": ["remount"]}),
+            "\"remount\"",
+        ),
+        (
+            "/mounts/-",
+            json!({"destination": "/x", "type": "tmpfs", "options": ["nonsense=1"]}),
+            "nonsense",
+        ),
+        ("/mounts/-", json!({"destination": "/x", "type": "nofs"}), "nofs"),
+        (
+            "/mounts/-",
+            json!({"destination": "/dev", "type": "bind", "source": "/dev", "options": ["rbind"]}),
+            "/dev must be a tmpfs",
+        ),
+        (
+            "/mounts/-",
+            json!({"destination": "/x", "type": "bind", "source": "/no/such", "options": ["bind"]}),
+            "/no/such",
+        ),
+        ("/windows", json!({}), "windows"),
+        ("/vm", json!({}), "vm"),
+    ];
+    for (pointer, value, wanted) in table {
+        let mut b = Bundle::new("true");
+        b.set(pointer, value);
+        let message = b.refusal();
+        assert!(message.contains(wanted), "{pointer}: {message}");
+    }
+}
+
+#[test]
+fn malformed_bundles_are_refused_with_their_place() {
+    let b = Bundle::new("true");
+    let mut command = b.command(&["run", &b.id]);
+    fs::write(b.dir.join("config.json"), "{\n \"ociVersion\": 1\n}").unwrap();
+    let message = String::from_utf8(command.output().unwrap().stderr).unwrap();
+    assert!(
+        message.contains("config.json") && message.contains("line 2"),
+        "{message}"
+    );
+    for (id, wanted) in [("a/b", "not valid"), ("..", "not valid"), ("", "not valid")] {
+        let out = b.oci(&["run", id]);
+        assert!(String::from_utf8_lossy(&out.stderr).contains(wanted), "{out:?}");
+    }
+    let out = b.oci(&["run", "-b", "/no/such/bundle", &b.id]);
+    assert!(
+        String::from_utf8_lossy(&out.stderr).contains("/no/such/bundle"),
+        "{out:?}"
+    );
+    assert_eq!(
+        b.oci(&["create", "--systemd-cgroup", &b.id]).status.code(),
+        Some(2)
+    );
+    b.assert_nothing_left();
+}
+
+#[test]
+fn errors_are_in_the_log_file_too() {
+    let b = Bundle::new("true");
+    let log = b.dir.join("log.json");
+    let out = b.command(&["state", "none"]).output().unwrap();
+    assert!(!out.status.success());
+    let mut command = Command::new(common::program());
+    command.args([
+        "--log",
+        log.to_str().unwrap(),
+        "--log-format=json",
+        "--root",
+        "/tmp",
+        "state",
+        "none",
+    ]);
+    assert!(!command.output().unwrap().status.success());
+    let line: serde_json::Value = serde_json::from_str(fs::read_to_string(&log).unwrap().trim()).unwrap();
+    assert_eq!(line["level"], "error");
+    assert!(line["msg"].as_str().unwrap().contains("does not exist"));
+}
+
+#[test]
+fn a_user_namespace_maps_its_users() {
+    let mut b = Bundle::new("id -u; cat /proc/self/uid_map; cat /dev/null; ls -ln /dev/null; echo done");
+    b.set("/root/readonly", json!(false));
+    b.set("/linux/namespaces/-", json!({"type": "user"}));
+    b.set(
+        "/linux/uidMappings",
+        json!([{"containerID": 0, "hostID": 100000, "size": 65536}]),
+    );
+    b.set(
+        "/linux/gidMappings",
+        json!([{"containerID": 0, "hostID": 100000, "size": 65536}]),
+    );
+    let out = b.output();
+    let lines: Vec<&str> = out.lines().collect();
+    assert_eq!(lines[0], "0", "{out}");
+    assert_eq!(
+        lines[1].split_whitespace().collect::<Vec<_>>(),
+        ["0", "100000", "65536"],
+        "{out}"
+    );
+    assert!(lines.contains(&"done"), "{out}");
+}
+
+#[test]
+fn namespaces_are_joined_by_path() {
+    let a = Bundle::new("exec sleep 1000");
+    assert!(a.create().0);
+    let pid = a.state()["pid"].as_i64().unwrap();
+    let mut b = Bundle::new("readlink /proc/self/ns/net; readlink /proc/self/ns/ipc; hostname");
+    let ns = |kind: &str, file: &str| json!({"type": kind, "path": format!("/proc/{pid}/ns/{file}")});
+    b.set(
+        "/linux/namespaces",
+        json!([{"type": "mount"}, {"type": "pid"}, ns("network", "net"), ns("ipc", "ipc"), ns("uts", "uts")]),
+    );
+    b.set("/hostname", json!(null));
+    let out = b.output();
+    let link = |file: &str| {
+        fs::read_link(format!("/proc/{pid}/ns/{file}"))
+            .unwrap()
+            .display()
+            .to_string()
+    };
+    assert_eq!(
+        out.lines().collect::<Vec<_>>(),
+        [link("net"), link("ipc"), "edge".into()]
+    );
+    // A shared pid namespace: the other's first process is pid 1 there.
+    b.set("/linux/namespaces", json!([{"type": "mount"}, ns("pid", "pid")]));
+    b.set(
+        "/process/args",
+        json!(["/bin/sh", "-c", "cat /proc/1/comm; test $$ != 1"]),
+    );
+    assert!(!b.output().is_empty());
+}
+
+#[test]
+fn network_interfaces_move_in_under_their_new_name() {
+    let name = format!("bv{}", std::process::id() % 100_000);
+    let ip = |args: &[&str]| Command::new("ip").args(args).status().is_ok_and(|s| s.success());
+    assert!(ip(&[
+        "link",
+        "add",
+        &name,
+        "type",
+        "veth",
+        "peer",
+        "name",
+        &format!("{name}p")
+    ]));
+    let mut b = Bundle::new("ip link; cat /sys/class/net/eth7/flags");
+    b.set("/linux/netDevices", json!({&name: {"name": "eth7"}}));
+    let out = b.run();
+    let gone = !Path::new("/sys/class/net").join(&name).exists();
+    ip(&["link", "del", &format!("{name}p")]);
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(out.status.success() && text.contains("eth7"), "{out:?}");
+    assert!(gone, "it is still outside");
+    let flags = text.lines().last().unwrap().trim_start_matches("0x");
+    assert_eq!(
+        i64::from_str_radix(flags, 16).unwrap() & 1,
+        1,
+        "it is not up: {text}"
+    );
+    b.set("/linux/netDevices", json!({"no-such-if": {}}));
+    let message = b.refusal();
+    assert!(message.contains("`no-such-if` does not exist"), "{message}");
+}
+
+#[test]
+fn sysctl_of_its_own_namespaces() {
+    let mut b = Bundle::new("cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/msgmax");
+    b.set(
+        "/linux/sysctl",
+        json!({"net.ipv4.ip_forward": "1", "kernel.msgmax": "4321"}),
+    );
+    assert_eq!(b.output(), "1\n4321\n");
+}
+
+#[test]
+fn limits_and_scores() {
+    let mut b = Bundle::new("ulimit -n; cat /proc/self/oom_score_adj");
+    b.set(
+        "/process/rlimits",
+        json!([{"type": "RLIMIT_NOFILE", "soft": 77, "hard": 88}]),
+    );
+    b.set("/process/oomScoreAdj", json!(321));
+    assert_eq!(b.output(), "77\n321\n");
+    b.set(
+        "/process/rlimits",
+        json!([{"type": "RLIMIT_RTPRIO", "soft": 99, "hard": 99}]),
+    );
+    let out = b.run();
+    if !out.status.success() {
+        let message = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(
+            message.contains("RLIMIT_RTPRIO") && message.contains("CAP_SYS_RESOURCE"),
+            "{message}"
+        );
+    }
+    b.assert_nothing_left();
+}
+
+#[test]
+fn killing_the_creator_leaves_nothing_that_delete_cannot_free() {
+    // A hook holds the creation up, so that the kill strikes in the middle.
+    let mut b = Bundle::new("true");
+    b.set(
+        "/hooks",
+        json!({"createRuntime": [{"path": "/usr/bin/sleep", "args": ["sleep", "5"]}]}),
+    );
+    let mut creator = b
+        .command(&["create", &b.id])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let begin = Instant::now();
+    while b.cgroups().is_empty() {
+        assert!(begin.elapsed() < Duration::from_secs(20), "the cgroup never came");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::thread::sleep(Duration::from_millis(50));
+    creator.kill().unwrap();
+    assert_eq!(creator.wait().unwrap().signal(), Some(9));
+    let out = b.oci(&["start", &b.id]);
+    assert!(
+        String::from_utf8_lossy(&out.stderr).contains("never wholly made"),
+        "{out:?}"
+    );
+    let out = b.oci(&["delete", "--force", &b.id]);
+    assert!(out.status.success(), "{out:?}");
+    b.assert_nothing_left();
+}
+
+#[test]
+fn run_passes_signals_on() {
+    let b = Bundle::new("trap 'exit 9' TERM; echo up; while :; do sleep 0.05; done");
+    let mut run = b.command(&["run", &b.id]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    std::io::BufRead::read_line(
+        &mut std::io::BufReader::new(run.stdout.take().unwrap()),
+        &mut line,
+    )
+    .unwrap();
+    assert_eq!(line, "up\n");
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(run.id() as i32),
+        nix::sys::signal::Signal::SIGTERM,
+    )
+    .unwrap();
+    assert_eq!(run.wait().unwrap().code(), Some(9));
+    b.assert_nothing_left();
+}
+
+#[test]
+fn features_is_the_oci_document() {
+    let b = Bundle::new("true");
+    let out = b.oci(&["features"]);
+    let features: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(features["ociVersionMax"], "1.3.0");
+    assert_eq!(features["linux"]["intelRdt"]["enabled"], false);
+}
+
+#[test]
+fn the_hosts_device_nodes_are_untouched() {
+    let before = fs::metadata("/dev/null").unwrap();
+    Bundle::new("true").output();
+    let after = fs::metadata("/dev/null").unwrap();
+    assert!(after.file_type().is_char_device());
+    assert_eq!(
+        (before.ino(), before.rdev(), before.mode()),
+        (after.ino(), after.rdev(), after.mode())
+    );
+}
