@@ -88,7 +88,7 @@ pub(crate) enum Op {
         /// Workload or container; all where absent.
         name: Option<String>,
     },
-    /// What happened: a [`Happening`] a line.
+    /// What happened: `Vec<Happening>`, then, where followed, one [`Happening`] a line.
     Events {
         /// Go on with what happens.
         follow: bool,
@@ -168,6 +168,8 @@ pub(crate) struct Container {
     pub id: String,
     /// Its workload.
     pub workload: String,
+    /// Image reference.
+    pub image: String,
     /// pending, waiting, launching, armed, starting, running, frozen, stopping, releasing, sweeping, backoff,
     /// failed, completed, stopped.
     pub phase: String,

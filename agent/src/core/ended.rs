@@ -1,10 +1,12 @@
 //! After the end of a container: what its slot wants now, and what the restart policy says.
 
 use berth_documents::RestartPolicy;
+use berth_launcher::wire::Refusal;
 
 use super::State;
 use super::event::{Effect, NoticeKind};
 use super::instance::{Phase, Slot};
+use super::report::words;
 
 /// Milliseconds until a launch is tried again that never reached the launcher.
 const UNREACHED: u64 = 1_000;
@@ -43,6 +45,7 @@ impl State {
             RestartPolicy::OnFailure => !success,
             RestartPolicy::Never => false,
         };
+        let mut gave_up = None;
         let phase = if want.rest {
             Phase::Stopped
         } else if told {
@@ -57,18 +60,24 @@ impl State {
                 past.until = self.now.saturating_add(delay);
                 Phase::Backoff { until: past.until, counted: true }
             } else {
-                let text = format!("{} restarts within {} reached", restart.limit, restart.window);
-                out.push(Effect::note(NoticeKind::GaveUp, &name, text));
+                let text = format!("limit of {} restarts within {} reached", restart.limit, restart.window);
+                out.push(Effect::note(NoticeKind::GaveUp, &name, text.clone()));
+                gave_up = Some(text);
                 Phase::Failed
             }
         };
         if let Phase::Backoff { until, counted: true } = phase {
-            let text = format!("started again in {} ms", until.saturating_sub(self.now));
+            let text = format!("again in {} ms", until.saturating_sub(self.now));
             out.push(Effect::note(NoticeKind::Backoff, &name, text));
         }
         let keeps = matches!(phase, Phase::Backoff { .. });
         let Some(instance) = self.instances.get_mut(id) else { return };
         instance.phase = phase;
+        if let Some(text) = gave_up {
+            let last = instance.failure.take().map_or(String::new(), |f| format!("; the last: {}", words(&f)));
+            let hint = Some("`berth logs` shows why it ends; `berth start` tries again".to_owned());
+            instance.failure = Some(Refusal { stage: "restart".to_owned(), message: text + &last, hint });
+        }
         if !keeps {
             self.give_back(id);
         }

@@ -1,0 +1,93 @@
+//! `berth agent`: the daemon.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use berth_hotplug::monitor::Source;
+use clap::{Args, ValueEnum};
+use tracing_subscriber::EnvFilter;
+
+use crate::daemon;
+use crate::daemon::settings::{Folders, LauncherBy, Settings};
+
+use super::{DONE, Outcome};
+
+#[derive(Debug, Args)]
+pub(super) struct AgentArgs {
+    /// Parent of the containers' cgroups
+    #[arg(long, value_name = "PATH", default_value = "berth")]
+    cgroup_parent: String,
+    /// Loopback address for Prometheus metrics, or `off`; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9464", value_parser = metrics)]
+    metrics: Metrics,
+    /// Who starts the launcher
+    #[arg(long, value_enum, default_value = "own")]
+    launcher: Launcher,
+    /// Where device events come from: udev where udevd runs, else the kernel
+    #[arg(long, value_name = "SOURCE", default_value = "auto", value_parser = source)]
+    devices: Source,
+    /// Seconds between two enumerations although no event was lost
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    resync: u64,
+    /// Log format
+    #[arg(long, value_enum, default_value = "text")]
+    log_format: LogFormat,
+    /// What is logged: error, warn, info, debug, trace, or targets (tracing's filter)
+    #[arg(long, value_name = "FILTER", default_value = "info")]
+    log: String,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Metrics(Option<SocketAddr>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Launcher {
+    /// The agent, as a process that outlives it
+    Own,
+    /// Others (systemd); the agent waits for its socket
+    External,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    /// A line of text
+    Text,
+    /// A line of JSON
+    Json,
+}
+
+fn metrics(text: &str) -> Result<Metrics, String> {
+    if text == "off" {
+        return Ok(Metrics(None));
+    }
+    let address: SocketAddr = text.parse().map_err(|_| "an address such as 127.0.0.1:9464, or off".to_owned())?;
+    if !address.ip().is_loopback() {
+        return Err("metrics are served on loopback addresses only".to_owned());
+    }
+    Ok(Metrics(Some(address)))
+}
+
+fn source(text: &str) -> Result<Source, String> {
+    text.parse()
+}
+
+pub(super) fn main(folders: Folders, args: AgentArgs) -> Outcome {
+    let filter = EnvFilter::try_new(&args.log)?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    match args.log_format {
+        LogFormat::Text => log.with_ansi(false).init(),
+        LogFormat::Json => log.json().init(),
+    }
+    daemon::main(Settings {
+        folders,
+        cgroup_parent: args.cgroup_parent,
+        metrics: args.metrics.0,
+        launcher: match args.launcher {
+            Launcher::Own => LauncherBy::Agent,
+            Launcher::External => LauncherBy::Others,
+        },
+        devices: args.devices,
+        resync: Duration::from_secs(args.resync),
+    })?;
+    Ok(DONE)
+}

@@ -1,0 +1,71 @@
+//! `berth exec`: one more process inside, with this command's own standard streams; the monitor is asked
+//! directly, the agent only says where it is.
+
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+
+use berth_launcher::client::Client;
+use berth_launcher::wire::{self, Command, Exit, Reply};
+use clap::Args;
+
+use crate::api::{Details, Op};
+use crate::core::report::words;
+use crate::daemon::settings::Folders;
+
+use super::client::ask;
+use super::{Outcome, no};
+
+#[derive(Debug, Args)]
+pub(super) struct ExecArgs {
+    /// Environment added
+    #[arg(short, long = "env", value_name = "NAME=VALUE", value_parser = variable)]
+    env: Vec<(String, String)>,
+    /// Working folder inside
+    #[arg(short, long, value_name = "DIR")]
+    workdir: Option<String>,
+    /// Container (or a workload with one)
+    name: String,
+    /// Program and arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<String>,
+}
+
+/// `NAME=VALUE`.
+pub(super) fn variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("NAME=VALUE".to_owned()),
+    }
+}
+
+pub(super) fn main(folders: &Folders, args: ExecArgs) -> Outcome {
+    let found: Vec<Details> = ask(folders, Op::Inspect { name: args.name.clone() })?;
+    let [one] = found.as_slice() else {
+        anyhow::bail!("`{}` has {} containers: name one of those in `berth ps`", args.name, found.len());
+    };
+    let mut monitor = Client::monitor(&folders.run, &one.container.id)?;
+    let command = Command::Exec { version: wire::VERSION, args: args.command, env: args.env, cwd: args.workdir };
+    let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    monitor.send(&command, &[stdin.as_fd(), stdout.as_fd(), stderr.as_fd()])?;
+    while let Some(received) = monitor.receive()? {
+        match received.reply {
+            Reply::ExecExited(exit) => return Ok(code(&exit)),
+            Reply::Refused(refusal) => {
+                eprintln!("berth: {}", words(&refusal));
+                return Ok(no());
+            }
+            _ => {}
+        }
+    }
+    anyhow::bail!("the monitor ended before the process did")
+}
+
+/// The exit code a shell would give.
+pub(super) fn code(exit: &Exit) -> ExitCode {
+    let code = match (exit.code, exit.signal) {
+        (Some(code), _) => code,
+        (None, Some(signal)) => 128 + signal,
+        (None, None) => 1,
+    };
+    ExitCode::from(u8::try_from(code).unwrap_or(1))
+}

@@ -1,0 +1,39 @@
+//! `berth completions`, `berth man`.
+
+use std::io;
+
+use anyhow::Context;
+use clap::{Args, CommandFactory};
+use clap_complete::Shell;
+
+use super::{Cli, DONE, Outcome};
+
+#[derive(Debug, Args)]
+pub(super) struct CompletionsArgs {
+    /// For which shell
+    shell: Shell,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ManArgs {
+    /// The command whose page is wanted, such as `image load`; berth(1) where absent
+    command: Vec<String>,
+}
+
+pub(super) fn completions(args: &CompletionsArgs) -> Outcome {
+    clap_complete::generate(args.shell, &mut Cli::command(), "berth", &mut io::stdout());
+    Ok(DONE)
+}
+
+pub(super) fn man(args: &ManArgs) -> Outcome {
+    let mut command = Cli::command();
+    command.build();
+    let mut found = command;
+    let mut name = "berth".to_owned();
+    for word in &args.command {
+        found = found.find_subcommand(word).with_context(|| format!("there is no command `{word}`"))?.clone();
+        name = format!("{name}-{word}");
+    }
+    clap_mangen::Man::new(found).title(name).render(&mut io::stdout())?;
+    Ok(DONE)
+}

@@ -1,0 +1,192 @@
+//! The command line: one file for each command.
+//!
+//! Exit codes: 0 done, 1 the answer is no or it failed, 2 wrong usage (clap's own). Listings go to standard
+//! output, everything else to standard error. `-o json` is the shape of [`crate::api`].
+
+mod agent;
+mod apply;
+mod check;
+mod client;
+mod device;
+mod events;
+mod exec;
+mod generate;
+mod image;
+mod inspect;
+mod launcher;
+mod logs;
+mod node;
+mod orders;
+mod profile;
+mod prove;
+mod ps;
+mod run;
+mod table;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::daemon::settings::Folders;
+
+/// A container node agent: plug a device, and its container runs on its own cores, proven.
+#[derive(Debug, Parser)]
+#[command(name = "berth", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(flatten)]
+    folders: FolderArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+struct FolderArgs {
+    /// Sockets and what does not outlive a boot
+    #[arg(long, global = true, value_name = "DIR", default_value = "/run/berth")]
+    run_dir: PathBuf,
+    /// Images, logs, state
+    #[arg(long, global = true, value_name = "DIR", default_value = "/var/lib/berth")]
+    state_dir: PathBuf,
+    /// Documents
+    #[arg(long, global = true, value_name = "DIR", default_value = "/etc/berth")]
+    config_dir: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon
+    Agent(agent::AgentArgs),
+    /// Run the launcher, the privileged half
+    Launcher(launcher::LauncherArgs),
+    /// Validate documents
+    Check(check::CheckArgs),
+    /// Show what applying documents would change
+    Plan(apply::PlanArgs),
+    /// Change the node to what documents say
+    Apply(apply::ApplyArgs),
+    /// Take documents away
+    Delete(apply::DeleteArgs),
+    /// List containers
+    Ps(ps::PsArgs),
+    /// Show containers in full
+    Inspect(inspect::InspectArgs),
+    /// Print a container's output
+    Logs(logs::LogsArgs),
+    /// Run one more process inside a container
+    Exec(exec::ExecArgs),
+    /// Stop workloads or containers, until they are started again
+    Stop(orders::StopArgs),
+    /// Start what was stopped or has failed
+    Start(orders::NamesArgs),
+    /// Put new containers in the place of those that run
+    Restart(orders::NamesArgs),
+    /// Send a signal to the first process of containers
+    Kill(orders::KillArgs),
+    /// Freeze every task of containers
+    Freeze(orders::NamesArgs),
+    /// Thaw frozen containers
+    Thaw(orders::NamesArgs),
+    /// Show what happened
+    Events(events::EventsArgs),
+    /// Run one workload in the foreground
+    Run(run::RunArgs),
+    /// Show what was promised beside what the kernel says; 0 only if all holds
+    Prove(prove::ProveArgs),
+    /// Devices and the rules that match them
+    #[command(subcommand)]
+    Device(device::DeviceCommand),
+    /// The node itself
+    #[command(subcommand)]
+    Node(node::NodeCommand),
+    /// Images in the node's store
+    #[command(subcommand)]
+    Image(image::ImageCommand),
+    /// Security profiles
+    #[command(subcommand)]
+    Profile(profile::ProfileCommand),
+    /// The OCI runtime command line (create, start, state, kill, delete, …)
+    #[command(disable_help_flag = true)]
+    Oci {
+        /// Passed on
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<std::ffi::OsString>,
+    },
+    /// Print shell completions
+    Completions(generate::CompletionsArgs),
+    /// Print the manual page
+    Man(generate::ManArgs),
+}
+
+/// `-o`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people
+    Text,
+    /// For programs
+    Json,
+}
+
+#[derive(Debug, Args)]
+struct OutputArgs {
+    /// Output format
+    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
+    output: Format,
+}
+
+/// How a command that did not fail ended.
+type Outcome = anyhow::Result<ExitCode>;
+
+/// Done.
+const DONE: ExitCode = ExitCode::SUCCESS;
+
+/// The answer is no.
+fn no() -> ExitCode {
+    ExitCode::from(1)
+}
+
+/// Parses the command line and runs the command.
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let folders =
+        Folders { run: cli.folders.run_dir, state: cli.folders.state_dir, config: cli.folders.config_dir };
+    let outcome = match cli.command {
+        Command::Agent(args) => agent::main(folders, args),
+        Command::Launcher(args) => launcher::main(folders, args),
+        Command::Check(args) => check::main(&args),
+        Command::Plan(args) => apply::plan(&folders, &args),
+        Command::Apply(args) => apply::apply(&folders, &args),
+        Command::Delete(args) => apply::delete(&folders, &args),
+        Command::Ps(args) => ps::main(&folders, &args),
+        Command::Inspect(args) => inspect::main(&folders, &args),
+        Command::Logs(args) => logs::main(&folders, &args),
+        Command::Exec(args) => exec::main(&folders, args),
+        Command::Stop(args) => orders::stop(&folders, args),
+        Command::Start(args) => orders::start(&folders, args),
+        Command::Restart(args) => orders::restart(&folders, args),
+        Command::Kill(args) => orders::kill(&folders, args),
+        Command::Freeze(args) => orders::freeze(&folders, args),
+        Command::Thaw(args) => orders::thaw(&folders, args),
+        Command::Events(args) => events::main(&folders, &args),
+        Command::Run(args) => run::main(&folders, args),
+        Command::Prove(args) => prove::main(&folders, args),
+        Command::Device(command) => device::main(&folders, command),
+        Command::Node(command) => node::main(&folders, command),
+        Command::Image(command) => image::main(&folders, command),
+        Command::Profile(command) => profile::main(&folders, command),
+        Command::Oci { args } => Ok(ExitCode::from(u8::try_from(berth_runtime::oci::main(args)).unwrap_or(1))),
+        Command::Completions(args) => generate::completions(&args),
+        Command::Man(args) => generate::man(&args),
+    };
+    outcome.unwrap_or_else(|error| {
+        // A reader that closed its end is no failure worth a word.
+        let closed = |cause: &(dyn std::error::Error + 'static)| {
+            let io = cause.downcast_ref::<std::io::Error>();
+            io.is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+        };
+        if !error.chain().any(closed) {
+            table::complain(&error);
+        }
+        no()
+    })
+}

@@ -1,0 +1,337 @@
+//! Devices for the core: the event socket, the inventory, the rules, and what is read from sysfs for a match.
+//!
+//! Invariants: the socket is open before the first enumeration; start-up, overflow, changed rules and the
+//! periodic check all run [`Devices::resync`]; only subsystems that some rule names are looked at; the core
+//! hears of devices that match a rule (or did).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use berth_documents::Set;
+use berth_hotplug::device::{Action, Device, Key};
+use berth_hotplug::enumerate::{EnumerateError, Filter, enumerate_from};
+use berth_hotplug::inventory::{Delta, Held, Inventory};
+use berth_hotplug::monitor::{Monitor, MonitorError, OpenError, RECEIVE_BUFFER, Source};
+use berth_hotplug::rule::{Rules, View};
+use prometheus::{IntCounter, IntGauge, Registry};
+
+use crate::core::device::{Facts, RuleMatch};
+use crate::core::{Event, Notice, NoticeKind};
+
+use super::metrics::register;
+
+/// Messages thrown away at most before the enumeration that follows an overflow.
+const DRAIN: usize = 100_000;
+/// Events taken before others get their turn.
+const BATCH: usize = 256;
+
+/// Counters of device events.
+pub(crate) struct Metrics {
+    events: IntCounter,
+    overflows: IntCounter,
+    resyncs: IntCounter,
+    malformed: IntGauge,
+    devices: IntGauge,
+}
+
+impl Metrics {
+    pub(super) fn new(registry: &Registry) -> prometheus::Result<Metrics> {
+        let counter = |name, help| register(registry, IntCounter::new(name, help));
+        let gauge = |name, help| register(registry, IntGauge::new(name, help));
+        Ok(Metrics {
+            events: counter("berth_uevents_total", "Device events read.")?,
+            overflows: counter("berth_uevent_overflows_total", "Times that device events were lost.")?,
+            resyncs: counter("berth_device_resyncs_total", "Enumerations: start, overflow, new rules, period.")?,
+            malformed: gauge("berth_uevents_dropped", "Device events dropped: malformed, or not from the kernel.")?,
+            devices: gauge("berth_devices", "Devices in the inventory.")?,
+        })
+    }
+}
+
+/// What one reading gave: events for the core, and notices.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    /// For the core, in order.
+    pub events: Vec<Event>,
+    /// For people.
+    pub notices: Vec<Notice>,
+    /// There may be more: come back at once.
+    pub more: bool,
+}
+
+impl Found {
+    fn note(&mut self, kind: NoticeKind, subject: &str, text: String) {
+        self.notices.push(Notice { kind, subject: subject.to_owned(), text });
+    }
+}
+
+/// Everything about devices.
+pub(crate) struct Devices {
+    monitor: Monitor,
+    inventory: Inventory,
+    rules: Rules,
+    /// `None`: all.
+    subsystems: Option<BTreeSet<String>>,
+    sys_root: PathBuf,
+    numa: bool,
+    /// Keys the core knows.
+    known: BTreeSet<Key>,
+    /// Ties already told.
+    told: BTreeMap<Key, String>,
+}
+
+impl Devices {
+    /// Opens the event socket.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub(crate) fn open(source: Source, numa: bool) -> Result<Devices, OpenError> {
+        Ok(Devices {
+            monitor: Monitor::open(source, RECEIVE_BUFFER)?,
+            inventory: Inventory::new(),
+            rules: Rules::new(Vec::new()),
+            subsystems: Some(BTreeSet::new()),
+            sys_root: PathBuf::from(berth_hotplug::device::SYS_ROOT),
+            numa,
+            known: BTreeSet::new(),
+            told: BTreeMap::new(),
+        })
+    }
+
+    /// `udev` or `kernel`.
+    pub(crate) fn source(&self) -> &'static str {
+        match self.monitor.source() {
+            Source::Udev => "udev",
+            _ => "kernel",
+        }
+    }
+
+    /// To poll.
+    pub(crate) fn socket(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.monitor.as_fd()
+    }
+
+    /// Takes new rules; a resync must follow.
+    pub(crate) fn set_rules(&mut self, set: &Set) -> Vec<Notice> {
+        let mut rules = Vec::new();
+        let mut notices = Vec::new();
+        for (name, document) in &set.rules {
+            match document.spec.compile(name) {
+                Ok(rule) => rules.push(rule),
+                Err(problems) => {
+                    let text = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+                    notices.push(Notice { kind: NoticeKind::DocumentsRefused, subject: name.clone(), text });
+                }
+            }
+        }
+        self.rules = Rules::new(rules);
+        self.subsystems = self.rules.subsystems().map(|names| names.into_iter().collect());
+        self.told.clear();
+        notices
+    }
+
+    /// Reads what the socket has.
+    pub(crate) fn read(&mut self, metrics: &Metrics) -> Found {
+        let mut found = Found::default();
+        for _ in 0..BATCH {
+            match self.monitor.next() {
+                Ok(None) => return found,
+                Ok(Some(event)) => {
+                    metrics.events.inc();
+                    if self.wants(&event.device) {
+                        for delta in self.inventory.apply(event) {
+                            self.delta(delta, &mut found);
+                        }
+                    }
+                }
+                Err(MonitorError::Overflow) => {
+                    metrics.overflows.inc();
+                    let text = MonitorError::Overflow.to_string();
+                    found.note(NoticeKind::Overflow, self.source(), text);
+                    if let Err(error) = self.monitor.drain(DRAIN) {
+                        found.note(NoticeKind::Overflow, self.source(), error.to_string());
+                    }
+                    self.resync(metrics, &mut found);
+                }
+                Err(error) => {
+                    found.note(NoticeKind::Overflow, self.source(), error.to_string());
+                    return found;
+                }
+            }
+            let counters = self.monitor.counters();
+            metrics.malformed.set(i64::try_from(counters.malformed + counters.untrusted).unwrap_or(i64::MAX));
+            metrics.devices.set(i64::try_from(self.inventory.len()).unwrap_or(i64::MAX));
+        }
+        found.more = true;
+        found
+    }
+
+    /// Enumerates, and tells the core what differs and, of what is there, what matches now.
+    pub(crate) fn resync(&mut self, metrics: &Metrics, found: &mut Found) {
+        metrics.resyncs.inc();
+        let filter = Filter { subsystems: self.subsystems.clone() };
+        let devices = match enumerate_from(self.monitor.source(), &self.sys_root, &filter) {
+            Ok(devices) => devices,
+            Err(error) => {
+                let text = with_hint(&error);
+                found.note(NoticeKind::Refused, "devices", text);
+                return;
+            }
+        };
+        for delta in self.inventory.resync(devices, &[]) {
+            self.delta(delta, found);
+        }
+        metrics.devices.set(i64::try_from(self.inventory.len()).unwrap_or(i64::MAX));
+    }
+
+    /// Matches every device anew: the rules have changed.
+    pub(crate) fn rematch(&mut self, found: &mut Found) {
+        let devices: Vec<Arc<Device>> = self.inventory.devices().cloned().collect();
+        for device in devices {
+            self.offer(&device, Action::Add, found);
+        }
+    }
+
+    /// The interface is going into the container `owner`.
+    pub(crate) fn hold(&mut self, facts: &Facts, owner: &str) {
+        let key = Key(facts.key.clone());
+        if !self.inventory.hold(&key, owner)
+            && let Ok(device) = serde_json::from_str::<Device>(&facts.record)
+        {
+            self.inventory.restore(device, Held { owner: owner.to_owned(), inside: None });
+            self.known.insert(key);
+        }
+    }
+
+    /// It is in no container any more.
+    pub(crate) fn release(&mut self, key: &str) -> Found {
+        let mut found = Found::default();
+        if let Some(delta) = self.inventory.release(&Key(key.to_owned())) {
+            self.delta(delta, &mut found);
+        }
+        found
+    }
+
+    fn wants(&self, device: &Device) -> bool {
+        let named = |names: &BTreeSet<String>| device.subsystem().is_some_and(|s| names.contains(s));
+        self.subsystems.as_ref().is_none_or(named)
+    }
+
+    fn delta(&mut self, delta: Delta, found: &mut Found) {
+        match delta {
+            Delta::Appeared { device } => self.offer(&device, Action::Add, found),
+            Delta::Changed { device, before, action } => {
+                self.other_key(&before, &device, found);
+                self.offer(&device, action, found);
+            }
+            Delta::Moved { device, before } => {
+                self.other_key(&before, &device, found);
+                self.offer(&device, Action::Move, found);
+            }
+            Delta::Gone { device } => self.gone(device.key(), found),
+        }
+    }
+
+    fn other_key(&mut self, before: &Device, now: &Device, found: &mut Found) {
+        if before.key() != now.key() {
+            self.gone(before.key(), found);
+        }
+    }
+
+    fn gone(&mut self, key: Key, found: &mut Found) {
+        self.told.remove(&key);
+        if self.known.remove(&key) {
+            found.events.push(Event::DeviceGone { key: key.0 });
+        }
+    }
+
+    /// The rule of one device, and the event that says so.
+    fn offer(&mut self, device: &Device, action: Action, found: &mut Found) {
+        let key = device.key();
+        let view = View::new(device);
+        // A device that is there is matched as if just added; a rule on another action counts while that is
+        // the last thing that happened.
+        let chosen = match self.rules.choose(&view, Action::Add) {
+            Ok(None) if action != Action::Add => self.rules.choose(&view, action),
+            chosen => chosen,
+        };
+        let matches = match chosen {
+            Ok(None) => Vec::new(),
+            Ok(Some(chosen)) => {
+                let name = chosen.rule.name.clone();
+                vec![match chosen.rule.render(&view, &chosen.matched) {
+                    Ok(done) => {
+                        RuleMatch { rule: name, env: done.env, args: done.args, labels: done.labels, fault: None }
+                    }
+                    Err(errors) => {
+                        let texts: Vec<String> = errors.iter().map(|(path, e)| format!("{path}: {e}")).collect();
+                        RuleMatch { rule: name, fault: Some(texts.join("; ")), ..RuleMatch::default() }
+                    }
+                }]
+            }
+            Err(tie) => {
+                let text = match tie.hint() {
+                    Some(hint) => format!("{tie} ({hint})"),
+                    None => tie.to_string(),
+                };
+                if self.told.get(&key) != Some(&text) {
+                    found.note(NoticeKind::Refused, &device.sysname(), text.clone());
+                    self.told.insert(key.clone(), text);
+                }
+                Vec::new()
+            }
+        };
+        if matches.is_empty() && !self.known.contains(&key) {
+            return;
+        }
+        self.known.insert(key);
+        let facts = Arc::new(facts(device, self.numa));
+        found.events.push(Event::Device { facts, matches });
+    }
+}
+
+/// What the core needs to know of a device.
+pub(crate) fn facts(device: &Device, numa: bool) -> Facts {
+    let net = device.subsystem() == Some("net");
+    let incarnation = match net {
+        // Its index is in its key.
+        true => String::new(),
+        // A folder of sysfs made anew has another inode, also where path and numbers are the same.
+        false => std::fs::metadata(device.syspath()).map(|m| m.ino().to_string()).unwrap_or_default(),
+    };
+    Facts {
+        key: device.key().0,
+        sysname: device.sysname(),
+        subsystem: device.subsystem().unwrap_or_default().to_owned(),
+        syspath: device.syspath().display().to_string(),
+        devnode: device.devnode().map(str::to_owned),
+        devnum: device.devnum().map(|n| (n.block, n.major, n.minor)),
+        interface: device.interface().map(str::to_owned).filter(|_| net),
+        ifindex: device.ifindex(),
+        node: if numa { memory_node(device) } else { None },
+        incarnation,
+        record: if net { serde_json::to_string(device).unwrap_or_default() } else { String::new() },
+    }
+}
+
+/// `numa_node` of the device or the nearest one above it that has one.
+fn memory_node(device: &Device) -> Option<u32> {
+    let root = device.sys_root().join("devices");
+    let mut folder: &Path = &device.syspath();
+    loop {
+        if let Ok(text) = std::fs::read_to_string(folder.join("numa_node")) {
+            return text.trim().parse().ok();
+        }
+        folder = folder.parent().filter(|above| above.starts_with(&root))?;
+    }
+}
+
+fn with_hint(error: &EnumerateError) -> String {
+    match error.hint() {
+        Some(hint) => format!("{error} ({hint})"),
+        None => error.to_string(),
+    }
+}

@@ -1,0 +1,182 @@
+//! The launcher as the agent sees it: is it there, who starts it, and what is asked of it.
+//!
+//! Invariants: the launcher is found by its socket and watched by a pidfd (the socket's peer), whoever started
+//! it; one that the agent starts is a process of its own session and outlives the agent; starting it again after
+//! its death is the agent's job only with [`LauncherBy::Agent`].
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use berth_launcher::client::{ClientError, connect_launcher};
+use berth_launcher::frame::{Lines, decode, encode};
+use berth_launcher::socket;
+use berth_launcher::wire::{self, LauncherRequest, Refusal, Reply};
+use prometheus::{IntCounter, Registry};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::fd::Readable;
+use super::metrics::register;
+use super::settings::{LauncherBy, Settings};
+use super::{Input, LauncherNews};
+
+/// Between two looks for the socket of a launcher that comes up.
+const LOOK: Duration = Duration::from_millis(10);
+/// So long a launcher may take to come up before it is told and started again.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Before one that died is started again.
+const PAUSE: Duration = Duration::from_millis(100);
+/// So long a sweep may take.
+const SWEEP: Duration = Duration::from_secs(30);
+
+/// Counters of the launcher.
+pub(crate) struct Metrics {
+    pub starts: IntCounter,
+    pub deaths: IntCounter,
+}
+
+impl Metrics {
+    pub(super) fn new(registry: &Registry) -> prometheus::Result<Metrics> {
+        let counter = |name, help| register(registry, IntCounter::new(name, help));
+        Ok(Metrics {
+            starts: counter("berth_launcher_starts_total", "Launchers started by the agent.")?,
+            deaths: counter("berth_launcher_deaths_total", "Launchers that ended while the agent watched.")?,
+        })
+    }
+}
+
+/// Watches the launcher for ever: tells when it is there and when it is gone, and starts it where that is ours.
+pub(crate) async fn keep(settings: Settings, queue: UnboundedSender<Input>) {
+    let tell = |news| {
+        // The agent may be ending.
+        let _ = queue.send(Input::Launcher(news));
+    };
+    loop {
+        match watch(&settings.folders.run) {
+            Ok((pid, pidfd)) => {
+                tell(LauncherNews::There(pid));
+                if let Err(error) = pidfd.ready().await {
+                    tell(LauncherNews::Trouble(error.to_string()));
+                }
+                tell(LauncherNews::Gone(pid));
+                sleep(PAUSE).await;
+                continue;
+            }
+            Err(error) if is_absent(&error) => {}
+            Err(error) => tell(LauncherNews::Trouble(error.to_string())),
+        }
+        if settings.launcher == LauncherBy::Agent {
+            match start(&settings) {
+                Ok(pid) => tell(LauncherNews::Started(pid)),
+                Err(error) => tell(LauncherNews::Trouble(format!("cannot start the launcher: {error}"))),
+            }
+        }
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline && watch(&settings.folders.run).is_err() {
+            sleep(LOOK).await;
+        }
+        if Instant::now() >= deadline {
+            let socket = settings.folders.run.join(berth_launcher::client::LAUNCHER_SOCKET);
+            tell(LauncherNews::Trouble(format!("no launcher listens on {}", socket.display())));
+        }
+    }
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}
+
+/// The process behind the socket.
+fn watch(run: &Path) -> io::Result<(i32, Readable)> {
+    let stream = connect_launcher(run).map_err(|error| match error {
+        ClientError::Connect { source, .. } => source,
+        other => io::Error::other(other),
+    })?;
+    let (pid, _) = socket::peer(stream.as_fd())?;
+    let pidfd = socket::pidfd_open(pid)?;
+    Ok((pid, Readable::new(pidfd.as_fd())?))
+}
+
+/// Starts `berth launcher`; it takes a session of its own by itself.
+fn start(settings: &Settings) -> io::Result<u32> {
+    let folders = &settings.folders;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("launcher").arg("--own-session");
+    for (flag, path) in
+        [("--run-dir", &folders.run), ("--state-dir", &folders.state), ("--config-dir", &folders.config)]
+    {
+        command.arg(flag).arg(path);
+    }
+    command.arg("--cgroup-parent").arg(&settings.cgroup_parent).current_dir("/").stdin(Stdio::null());
+    // It writes to the agent's standard error; its output is nobody's.
+    let mut child = command.stdout(Stdio::null()).spawn()?;
+    let pid = child.id();
+    std::fs::write(folders.run.join("launcher.pid"), format!("{pid}\n"))?;
+    let pidfd = socket::pidfd_open(i32::try_from(pid).map_err(io::Error::other)?)?;
+    let pidfd = Readable::new(pidfd.as_fd())?;
+    tokio::spawn(async move {
+        if pidfd.ready().await.is_ok() {
+            match child.wait() {
+                Ok(status) => tracing::warn!(pid, %status, "launcher ended"),
+                Err(error) => tracing::warn!(pid, %error, "launcher ended"),
+            }
+        }
+    });
+    Ok(pid)
+}
+
+/// Sends a launch request; the connection, and what of the line the socket did not take.
+///
+/// # Errors
+/// No launcher, or a request that is too long.
+pub(crate) fn launch(run: &Path, request: wire::LaunchRequest) -> Result<(UnixStream, Vec<u8>), Refusal> {
+    let refuse = |message: String, hint: Option<String>| Refusal { stage: "launcher".to_owned(), message, hint };
+    let line = encode(&LauncherRequest::Launch(Box::new(request))).map_err(|e| refuse(e.to_string(), None))?;
+    let stream = connect_launcher(run).map_err(|e| refuse(e.to_string(), e.hint()))?;
+    stream.set_nonblocking(true).map_err(|e| refuse(e.to_string(), None))?;
+    let sent = match socket::send(stream.as_fd(), &line, &[]) {
+        Ok(sent) => sent,
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => 0,
+        Err(e) => return Err(refuse(e.to_string(), None)),
+    };
+    Ok((stream, line[sent..].to_vec()))
+}
+
+/// Asks for a sweep and waits for the answer.
+pub(crate) async fn sweep(run: &Path, id: &str) -> Result<(), Refusal> {
+    let refuse = |message: String| Refusal { stage: "sweep".to_owned(), message, hint: None };
+    let talk = async {
+        let stream = connect_launcher(run).map_err(|e| refuse(e.to_string()))?;
+        let io = |e: io::Error| refuse(e.to_string());
+        stream.set_nonblocking(true).map_err(io)?;
+        let mut stream = tokio::net::UnixStream::from_std(stream).map_err(io)?;
+        let request = LauncherRequest::Sweep { version: wire::VERSION, id: id.to_owned() };
+        stream.write_all(&encode(&request).map_err(|e| refuse(e.to_string()))?).await.map_err(io)?;
+        let mut lines = Lines::new();
+        loop {
+            let mut bytes = [0; 4096];
+            let n = stream.read(&mut bytes).await.map_err(io)?;
+            if n == 0 {
+                return Err(refuse("the launcher ended".to_owned()));
+            }
+            lines.push(&bytes[..n]);
+            if let Some(line) = lines.next_line().map_err(|e| refuse(e.to_string()))? {
+                return match decode(&line) {
+                    Ok(Reply::Done) => Ok(()),
+                    Ok(Reply::Refused(refusal)) => Err(refusal),
+                    Ok(other) => Err(refuse(format!("unexpected answer {other:?}"))),
+                    Err(error) => Err(refuse(error.to_string())),
+                };
+            }
+        }
+    };
+    match timeout(SWEEP, talk).await {
+        Ok(done) => done,
+        Err(_) => Err(refuse(format!("no answer within {} s", SWEEP.as_secs()))),
+    }
+}

@@ -1,0 +1,307 @@
+//! The daemon: one thread, one queue. Device events, monitors' words, the launcher's coming and going, requests
+//! and timers become events of [`crate::core`]; its effects are carried out here.
+//!
+//! ```text
+//! uevent socket ─┐                    ┌─> launcher: launch, sweep
+//! links ─────────┤  Input   core::    ├─> links: start, stop, signal, release, …
+//! launcher ──────┼────────> State ────┼─> inventory: hold, release
+//! api.sock ──────┤          ::step    ├─> state file (only when documents or stops change)
+//! timers ────────┘                    └─> events, log, metrics, answers
+//! ```
+//!
+//! Invariants: nothing here waits between a device event and the launch request: no disk is written, no task is
+//! switched. No thread but this one exists. SIGTERM ends the agent and no container.
+
+mod answer;
+mod change;
+mod devices;
+mod events;
+mod fd;
+mod harden;
+mod http;
+mod launcher;
+mod link;
+mod metrics;
+mod observe;
+mod perform;
+mod server;
+pub(crate) mod settings;
+mod start;
+mod store;
+#[cfg(test)]
+mod tests;
+mod view;
+mod wait;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use berth_images::Store as Images;
+use berth_launcher::wire::{LaunchRequest, Refusal};
+use berth_rt::cgroup::Support;
+use berth_rt::topology::Topology;
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::{self, UnboundedSender};
+use tokio::sync::oneshot;
+
+use crate::api::Op;
+use crate::core::{Event, Notice, NoticeKind, State};
+
+use devices::{Devices, Found};
+use events::Events;
+use fd::Readable;
+use link::Said;
+use metrics::Metrics;
+use perform::Link;
+use settings::Settings;
+use wait::Waiter;
+
+/// One thing that came in.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// From a monitor.
+    Said {
+        id: String,
+        serial: u64,
+        said: Said,
+    },
+    /// Of the launcher.
+    Launcher(LauncherNews),
+    /// A sweep was done.
+    Swept { id: String, result: Result<(), Refusal> },
+    /// A request on api.sock.
+    Asked {
+        op: Box<Op>,
+        conn: u64,
+        reply: mpsc::Sender<Vec<u8>>,
+    },
+    /// A connection of api.sock came, went, or was refused.
+    Api(server::News),
+    /// Somebody reads the metrics.
+    Metrics {
+        status: &'static str,
+        reply: oneshot::Sender<Vec<u8>>,
+    },
+}
+
+/// Of the launcher.
+#[derive(Debug)]
+pub(crate) enum LauncherNews {
+    /// It answers; its pid.
+    There(i32),
+    /// It ended.
+    Gone(i32),
+    /// The agent started one.
+    Started(u32),
+    /// Something is wrong.
+    Trouble(String),
+}
+
+/// Everything the daemon has.
+pub(crate) struct Agent {
+    settings: Settings,
+    state: State,
+    desired: store::Desired,
+    /// The state file was unreadable: what monitors know is put together instead.
+    rebuild: bool,
+    devices: Devices,
+    links: BTreeMap<String, Link>,
+    serial: u64,
+    images: Images,
+    /// Launch requests sent whose connection has not said anything yet.
+    in_flight: usize,
+    launches: VecDeque<(Box<LaunchRequest>, String)>,
+    events: Events,
+    metrics: Metrics,
+    metrics_at: Option<SocketAddr>,
+    waiters: Vec<Waiter>,
+    topology: Topology,
+    support: Support,
+    queue: UnboundedSender<Input>,
+    begun: Instant,
+    /// When the device events now in work were read.
+    plugged: Option<Instant>,
+    launcher_there: bool,
+    /// When the devices are enumerated next.
+    resync_at: Instant,
+}
+
+/// Runs the daemon until SIGTERM.
+///
+/// # Errors
+/// What keeps it from starting.
+pub(crate) fn main(settings: Settings) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+    let outcome = runtime.block_on(run(settings));
+    // Tasks hold sockets only: nothing is lost with them.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn run(settings: Settings) -> anyhow::Result<()> {
+    let (queue, mut inputs) = mpsc::unbounded_channel();
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut agent = Agent::start(settings, queue, &mut inputs).await?;
+    let uevents = Readable::new(agent.devices.socket())?;
+    notify(&[NotifyState::Ready, NotifyState::Status("containers are kept")]);
+    let watchdog = sd_notify::watchdog_enabled().map(|period| period / 2);
+    let mut alive = Instant::now();
+    loop {
+        if let Some(period) = watchdog
+            && alive.elapsed() >= period
+        {
+            notify(&[NotifyState::Watchdog]);
+            alive = Instant::now();
+        }
+        let wake = agent.wake_at(watchdog.map(|period| alive + period));
+        tokio::select! {
+            biased;
+            ready = uevents.ready() => {
+                ready?;
+                agent.on_uevents();
+            }
+            input = inputs.recv() => {
+                if let Some(input) = input {
+                    agent.on_input(input);
+                }
+            }
+            () = tokio::time::sleep_until(wake.into()) => agent.on_time(),
+            _ = hangup.recv() => {
+                notify(&[NotifyState::Reloading, monotonic()]);
+                agent.reload();
+                notify(&[NotifyState::Ready]);
+            }
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+    }
+    notify(&[NotifyState::Stopping]);
+    let left = agent.state.instances.values().filter(|i| i.phase.has_monitor()).count();
+    tracing::info!(containers = left, "the agent ends; containers go on under their monitors");
+    Ok(())
+}
+
+fn monotonic() -> NotifyState<'static> {
+    NotifyState::monotonic_usec_now().unwrap_or(NotifyState::Status("reloading"))
+}
+
+/// Tells systemd; without one nothing happens.
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "sd_notify");
+    }
+}
+
+impl Agent {
+    /// Milliseconds of the core's clock.
+    fn now(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// One event through the core, and all that follows from it.
+    fn feed(&mut self, event: Event) {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            self.metrics.containers.event(&event);
+            let effects = self.state.step(self.now(), event);
+            self.perform_all(effects, &mut events);
+        }
+        self.look_at_waiters();
+    }
+
+    fn note(&mut self, kind: NoticeKind, subject: &str, text: impl Into<String>) {
+        self.notice(Notice { kind, subject: subject.to_owned(), text: text.into() });
+    }
+
+    fn notice(&mut self, notice: Notice) {
+        self.metrics.containers.notice(notice.kind);
+        let happening = self.events.push(notice, &self.metrics.events).clone();
+        self.tell_followers(&happening);
+    }
+
+    fn on_uevents(&mut self) {
+        self.plugged = Some(Instant::now());
+        let found = self.devices.read(&self.metrics.devices);
+        self.take_found(found);
+        self.plugged = None;
+    }
+
+    fn take_found(&mut self, found: Found) {
+        for event in found.events {
+            self.feed(event);
+        }
+        for notice in found.notices {
+            self.notice(notice);
+        }
+    }
+
+    fn resync(&mut self, why: &str) {
+        let mut found = Found::default();
+        self.devices.resync(&self.metrics.devices, &mut found);
+        self.resync_at = Instant::now() + self.settings.resync;
+        let changes = found.events.len();
+        self.take_found(found);
+        if changes > 0 {
+            self.note(NoticeKind::Resync, "devices", format!("{why}: {changes} devices differ"));
+        }
+    }
+
+    fn on_input(&mut self, input: Input) {
+        match input {
+            Input::Said { id, serial, said } => self.on_said(&id, serial, said),
+            Input::Launcher(news) => self.on_launcher(news),
+            Input::Swept { id, result } => {
+                self.feed(Event::Report { id, report: crate::core::Report::Swept(result) });
+            }
+            Input::Asked { op, conn, reply } => self.on_asked(*op, conn, reply),
+            Input::Api(news) => self.on_api(news),
+            Input::Metrics { status, reply } => {
+                self.metrics.http.requests.with_label_values(&[status]).inc();
+                self.metrics.containers.levels(&self.state);
+                // The reader may have gone.
+                let _ = reply.send(self.metrics.text());
+            }
+        }
+    }
+
+    fn on_launcher(&mut self, news: LauncherNews) {
+        match news {
+            LauncherNews::There(pid) => {
+                self.launcher_there = true;
+                self.note(NoticeKind::Launcher, "launcher", format!("answers, pid {pid}"));
+                self.feed(Event::LauncherBack);
+            }
+            LauncherNews::Gone(pid) => {
+                self.launcher_there = false;
+                self.metrics.launcher.deaths.inc();
+                self.note(NoticeKind::Launcher, "launcher", format!("pid {pid} ended; monitors go on"));
+            }
+            LauncherNews::Started(pid) => {
+                self.metrics.launcher.starts.inc();
+                self.note(NoticeKind::Launcher, "launcher", format!("started by the agent, pid {pid}"));
+            }
+            LauncherNews::Trouble(text) => self.note(NoticeKind::Refused, "launcher", text),
+        }
+    }
+
+    fn wake_at(&self, watchdog: Option<Instant>) -> Instant {
+        let core = self.state.deadline().map(|at| self.begun + Duration::from_millis(at));
+        let waiters = self.waiters.iter().filter_map(|w| w.deadline).min();
+        let all = [core, waiters, watchdog, Some(self.resync_at)];
+        all.into_iter().flatten().min().unwrap_or(self.resync_at)
+    }
+
+    fn on_time(&mut self) {
+        if self.state.deadline().is_some_and(|at| at <= self.now()) {
+            self.feed(Event::Tick);
+        }
+        if self.resync_at <= Instant::now() {
+            self.resync("periodic check");
+        }
+        self.give_up_waiters();
+    }
+}

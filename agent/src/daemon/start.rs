@@ -1,0 +1,242 @@
+//! The agent's start: what was wanted, who is still there, which devices there are; then everything begins.
+//!
+//! Order: folders and sockets; documents; the device socket (before anything is enumerated); monitors; devices;
+//! the launcher; [`Event::Ready`]. A container is touched only after all of it is known.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use berth_documents::{Document, RuleSpec, Set, WorkloadSpec};
+use berth_images::{Mode, Store as Images};
+use berth_launcher::paths::make_dir;
+use berth_launcher::wire::{Reply, Status};
+use berth_rt::cgroup::{Hierarchy, Support};
+use berth_rt::topology::Topology;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::time::timeout;
+
+use crate::core::launch::notes;
+use crate::core::{Event, Node, NoticeKind, State};
+
+use super::link::Said;
+use super::settings::Settings;
+use super::{Agent, Devices, Events, Input, Metrics, http, launcher, server, store};
+
+/// So long monitors may take to answer, all together.
+const MONITORS: Duration = Duration::from_secs(5);
+/// So long the first start waits for the launcher.
+const LAUNCHER: Duration = Duration::from_secs(5);
+
+impl Agent {
+    pub(super) async fn start(
+        settings: Settings,
+        queue: UnboundedSender<Input>,
+        inputs: &mut UnboundedReceiver<Input>,
+    ) -> anyhow::Result<Agent> {
+        let folders = &settings.folders;
+        for (folder, mode) in [(&folders.run, 0o755), (&folders.state, 0o755), (&folders.state.join("state"), 0o700)] {
+            make_dir(folder, mode)?;
+        }
+        let images = Images::open(folders.images(), Mode::Write)?;
+        server::listen(folders, queue.clone()).with_context(|| folders.api().display().to_string())?;
+        let metrics = Metrics::new()?;
+        let metrics_at = match settings.metrics {
+            Some(address) => Some(http::serve(address, queue.clone()).await.context("metrics")?),
+            None => None,
+        };
+        let topology = Topology::read(Path::new("/sys"))?;
+        let hierarchy = Hierarchy::discover(Path::new("/"))?;
+        let support = Support::detect(&hierarchy)?;
+        let devices = Devices::open(settings.devices, topology.nodes.len() > 1)?;
+        super::harden::drop_capabilities(settings.launcher).context("giving up capabilities")?;
+        let node = node(&Set::default(), &topology, &support).map_err(anyhow::Error::msg)?;
+        let mut agent = Agent {
+            resync_at: Instant::now() + settings.resync,
+            settings,
+            state: State::new(node),
+            desired: store::Desired::default(),
+            rebuild: false,
+            devices,
+            links: BTreeMap::new(),
+            serial: 0,
+            images,
+            in_flight: 0,
+            launches: VecDeque::new(),
+            events: Events::default(),
+            metrics,
+            metrics_at,
+            waiters: Vec::new(),
+            topology,
+            support,
+            queue,
+            begun: Instant::now(),
+            plugged: None,
+            launcher_there: false,
+        };
+        tokio::spawn(launcher::keep(agent.settings.clone(), agent.queue.clone()));
+        agent.load_state();
+        let (mut later, mut stale) = (Vec::new(), Vec::new());
+        let found = agent.find_monitors(inputs, &mut later, &mut stale).await;
+        if agent.rebuild {
+            agent.rebuild_from(&found);
+        }
+        agent.load_files();
+        agent.take_over();
+        for status in found {
+            agent.on_status(status);
+        }
+        let mut devices = super::Found::default();
+        agent.devices.resync(&agent.metrics.devices, &mut devices);
+        agent.devices.rematch(&mut devices);
+        agent.take_found(devices);
+        for input in later {
+            agent.on_input(input);
+        }
+        agent.await_launcher(inputs).await;
+        for id in stale {
+            agent.sweep_stale(&id).await;
+        }
+        if let Some(address) = agent.metrics_at {
+            tracing::info!(%address, "metrics");
+        }
+        let text = format!("started, device events from {}", agent.devices.source());
+        agent.note(NoticeKind::Agent, "agent", text);
+        agent.feed(Event::Ready);
+        Ok(agent)
+    }
+
+    /// The state file.
+    fn load_state(&mut self) {
+        let path = self.settings.folders.desired();
+        match store::Desired::load(&path) {
+            Ok(Some(desired)) => {
+                self.state.stopped.clone_from(&desired.stopped);
+                self.desired = desired;
+            }
+            Ok(None) => {}
+            Err(error) => {
+                self.rebuild = true;
+                let kept = match store::keep_aside(&path) {
+                    Ok(aside) => format!("kept as {}", aside.display()),
+                    Err(error) => format!("cannot be kept aside: {error}"),
+                };
+                let text = format!("{error}; {kept}; what runs is taken from the monitors");
+                self.note(NoticeKind::DocumentsRefused, "state", text);
+            }
+        }
+    }
+
+    /// Says hello to every monitor there is; what they answered. Other inputs wait in `later`.
+    async fn find_monitors(
+        &mut self,
+        inputs: &mut UnboundedReceiver<Input>,
+        later: &mut Vec<Input>,
+        stale: &mut Vec<String>,
+    ) -> Vec<Status> {
+        let mut awaited = BTreeSet::new();
+        for id in monitor_ids(&self.settings.folders.run.join(berth_launcher::client::MONITORS)) {
+            match self.greet(&id) {
+                Ok(()) => drop(awaited.insert(id)),
+                // Nobody listens: its monitor died while nobody watched.
+                Err(error) => {
+                    self.note(NoticeKind::MonitorLost, &id, error);
+                    stale.push(id);
+                }
+            }
+        }
+        let mut found = Vec::new();
+        let deadline = Instant::now() + MONITORS;
+        while !awaited.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Ok(Some(input)) = timeout(left, inputs.recv()).await else { break };
+            match input {
+                Input::Said { id, serial, said: Said::Reply(reply, fd) } if awaited.contains(&id) => match *reply {
+                    Reply::Status(status) => {
+                        awaited.remove(&id);
+                        if let Some(link) = self.links.get_mut(&id) {
+                            link.pidfd = fd;
+                            link.expect.pop_front();
+                        }
+                        found.push(*status);
+                    }
+                    other => later.push(Input::Said { id, serial, said: Said::Reply(Box::new(other), fd) }),
+                },
+                Input::Said { id, said: Said::Closed, .. } if awaited.remove(&id) => {
+                    self.links.remove(&id);
+                    self.note(NoticeKind::MonitorLost, &id, "ended while it was asked how it is");
+                    stale.push(id);
+                }
+                other => later.push(other),
+            }
+        }
+        for id in awaited {
+            self.note(NoticeKind::Refused, &id, "its monitor does not answer; taken over when it does");
+        }
+        found
+    }
+
+    /// Frees what a monitor left that no instance knows of, before its id can be used again.
+    async fn sweep_stale(&mut self, id: &str) {
+        let run = self.settings.folders.run.clone();
+        let result = launcher::sweep(&run, id).await;
+        match result {
+            Ok(()) => self.note(NoticeKind::Swept, id, ""),
+            Err(refusal) => self.note(NoticeKind::SweepFailed, id, refusal.message),
+        }
+    }
+
+    /// The documents as the notes of what runs have them.
+    fn rebuild_from(&mut self, found: &[Status]) {
+        let mut set = Set::default();
+        for status in found {
+            let note = |key: &str| status.request.notes.get(key);
+            if let Some(document) =
+                note(notes::WORKLOAD).and_then(|text| serde_json::from_str::<Document<WorkloadSpec>>(text).ok())
+                && !matches!(crate::core::slot_of(status), crate::core::instance::Slot::Once(_))
+            {
+                set.workloads.insert(document.name().to_owned(), document);
+            }
+            if let Some(document) =
+                note(notes::RULE).and_then(|text| serde_json::from_str::<Document<RuleSpec>>(text).ok())
+            {
+                set.rules.insert(document.name().to_owned(), document);
+            }
+        }
+        let text = format!("{} documents rebuilt from {} monitors", set.len(), found.len());
+        self.note(NoticeKind::Documents, "state", text);
+        self.desired.applied = set;
+        self.save();
+    }
+
+    /// Waits for the launcher a while, taking inputs as they come.
+    async fn await_launcher(&mut self, inputs: &mut UnboundedReceiver<Input>) {
+        let deadline = Instant::now() + LAUNCHER;
+        while !self.launcher_there {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match timeout(left, inputs.recv()).await {
+                Ok(Some(input)) => self.on_input(input),
+                _ => return,
+            }
+        }
+    }
+}
+
+/// What the node has to give, by its document.
+pub(super) fn node(set: &Set, topology: &Topology, support: &Support) -> Result<Node, String> {
+    let spec = set.node().map(|document| document.spec.clone()).unwrap_or_default();
+    let pool = spec.pool(topology, support).map_err(|problems| {
+        let name = set.node().map_or("(none)", |document| document.name());
+        let texts: Vec<String> = problems.iter().map(|p| format!("Node `{name}`: {p}")).collect();
+        texts.join("; ")
+    })?;
+    Ok(Node { pool, rt_groups: matches!(support, Support::PerGroup(_)) })
+}
+
+/// The ids of the sockets in RUN/monitors.
+fn monitor_ids(folder: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.filter_map(|name| name.strip_suffix(".sock").map(str::to_owned)).collect()
+}
