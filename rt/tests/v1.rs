@@ -1,8 +1,13 @@
 //! cgroup v1 on the real kernel: made, applied, read back, frozen, killed, removed; the real-time budget.
 
+#![allow(clippy::unwrap_used)] // a test may end at the first surprise
+
 mod common;
 
+use std::io::Write;
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use berth_rt::cgroup::{
     Access, ApplyError, BudgetError, Cgroup, Controller, CreateError, DeviceKind, DeviceRule, Extras,
@@ -132,11 +137,18 @@ fn freeze_thaw_kill_remove() {
     };
     let own = Own::new(&hierarchy, "kill", &Wanted::new());
     // A shell with a child of its own: kill must end both.
-    let mut shell = std::process::Command::new("sh")
-        .args(["-c", "sleep 600 & wait"])
+    // It forks only after it has been attached, so the child is in the cgroup too.
+    let mut shell = Command::new("sh")
+        .args(["-c", "read go; sleep 600 & wait"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
         .spawn()
         .unwrap();
     own.cgroup.attach(shell.id() as i32).unwrap();
+    shell.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    while own.cgroup.procs().unwrap().len() < 2 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
     let sleeper = Sleeper::new();
     own.cgroup.attach(sleeper.pid()).unwrap();
     own.cgroup.freeze().unwrap();

@@ -133,7 +133,7 @@ pub fn succeeds_in(cgroup: &Cgroup, script: &str) -> bool {
         .iter()
         .map(|(_, dir)| format!("echo $$ > {}/cgroup.procs && ", dir.display()))
         .collect();
-    let script = format!("{entries} {{ {script}; }} 2>/dev/null");
+    let script = format!("{entries} {{ {script}; }}");
     Command::new("sh")
         .arg("-c")
         .arg(script)
