@@ -89,9 +89,9 @@ fn the_last_rule_decides_for_each_kind_of_access() {
 }
 
 #[test]
-fn a_program_of_somebody_else_is_told_apart() {
+fn a_new_list_replaces_the_program_before() {
     let Some(v2) = on_v2() else { return };
-    let own = Own::new(&v2.hierarchy, "twice", &Wanted::new());
+    let own = Own::new(&v2.hierarchy, "replace", &Wanted::new());
     own.cgroup
         .set_device_rules(&DeviceRules::of(&[DeviceRule::everything(true)]))
         .unwrap();
