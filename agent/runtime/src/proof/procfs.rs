@@ -76,19 +76,24 @@ impl Process {
 
     /// Thread ids, rising.
     pub(super) fn threads(&self) -> io::Result<Vec<i32>> {
-        let mut dir = nix::dir::Dir::openat(
-            &self.dir,
-            "task",
-            OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
-            Mode::empty(),
-        )?;
-        let mut tids = Vec::new();
+        self.numbers("task")
+    }
+
+    /// Open descriptors.
+    pub(super) fn descriptors(&self) -> io::Result<Vec<i32>> {
+        self.numbers("fd")
+    }
+
+    fn numbers(&self, folder: &str) -> io::Result<Vec<i32>> {
+        let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let mut dir = nix::dir::Dir::openat(&self.dir, folder, flags, Mode::empty())?;
+        let mut found = Vec::new();
         for entry in dir.iter() {
-            if let Some(tid) = entry?.file_name().to_str().ok().and_then(|n| n.parse().ok()) {
-                tids.push(tid);
+            if let Some(number) = entry?.file_name().to_str().ok().and_then(|n| n.parse().ok()) {
+                found.push(number);
             }
         }
-        Ok(tids)
+        Ok(found)
     }
 }
 

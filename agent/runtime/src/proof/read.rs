@@ -71,6 +71,9 @@ pub fn read(promise: &Promise, pid: i32, stage: Stage, place: &Where<'_>) -> Res
     mounts::facts(&mut facts, promise, &process);
     devices(&mut facts, promise, place);
     identity(&mut facts, promise, &process, stage, place.proc_root);
+    if stage == Stage::ExecStop && promise.only_stdio {
+        descriptors(&mut facts, &process);
+    }
     if stage != Stage::Armed {
         final_values(&mut facts, promise, &process);
     }
@@ -282,6 +285,25 @@ fn identity(facts: &mut Facts, promise: &Promise, process: &Process, stage: Stag
             (Err(e), _) => facts.unreadable("executable", "not berth", source, &e),
             (_, Err(e)) => facts.unreadable("executable", "not berth", source, &e),
         }
+    }
+}
+
+/// What is open when the program begins came from outside; what it opens later is its own.
+fn descriptors(facts: &mut Facts, process: &Process) {
+    let (promised, source) = ("0, 1, 2 at most", process.source("fd"));
+    match process.descriptors() {
+        Ok(mut open) => {
+            open.sort_unstable();
+            let words: Vec<String> = open.iter().map(i32::to_string).collect();
+            facts.add(
+                "descriptors",
+                promised,
+                words.join(", "),
+                source,
+                open.iter().all(|fd| *fd <= 2),
+            );
+        }
+        Err(e) => facts.unreadable("descriptors", promised, source, &e),
     }
 }
 
