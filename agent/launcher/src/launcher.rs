@@ -150,6 +150,8 @@ struct Launcher {
     listener: OwnedFd,
     peers: Vec<Peer>,
     watched: Vec<Watched>,
+    /// Something was done since memory was last given back.
+    stirred: bool,
 }
 
 /// Serves until SIGTERM or SIGINT. Called first thing in the process: it executes itself once more from a sealed
@@ -203,10 +205,10 @@ pub fn main(config: LauncherConfig) -> Result<(), LauncherError> {
         listener,
         peers: Vec::new(),
         watched: Vec::new(),
+        stirred: true,
         config,
     };
     launcher.adopt();
-    harden::trim();
     eprintln!("berth launcher: serving {}", socket.display());
     launcher.serve();
     // The next launcher replaces the socket: between the two, nobody is there.
@@ -256,17 +258,26 @@ impl Launcher {
                 Err(Errno::EINTR) => continue,
                 Err(e) => return eprintln!("berth launcher: poll: {e}"),
             };
+            if ready.iter().all(PollFlags::is_empty) {
+                // Nothing came for a while.
+                self.stirred = !self.peers.is_empty();
+                harden::trim();
+                harden::unmap_text();
+            } else {
+                self.stirred = true;
+            }
             let [signals, listener] = [ready[0], ready[1]];
             let monitors = &ready[2..2 + self.watched.len()];
             let dead: Vec<usize> = (0..monitors.len()).filter(|n| !monitors[*n].is_empty()).collect();
             let conns: Vec<PollFlags> = ready[2 + self.watched.len()..].to_vec();
-            // From the back: answering one takes it out of the list.
-            for n in (0..conns.len()).rev().filter(|n| !conns[*n].is_empty()) {
-                self.on_peer(n, conns[n]);
-            }
+            // First those, so that a request that came meanwhile finds the id free; both from the back, for what is
+            // dealt with leaves its list.
             for n in dead.into_iter().rev() {
                 let gone = self.watched.swap_remove(n);
                 self.on_dead(&gone.id);
+            }
+            for n in (0..conns.len()).rev().filter(|n| !conns[*n].is_empty()) {
+                self.on_peer(n, conns[n]);
             }
             if !listener.is_empty() {
                 self.on_listener();
@@ -386,11 +397,10 @@ impl Launcher {
             Ok(judged) => judged,
             Err(refusal) => return self.answer(peer, Err(refusal)),
         };
-        let seed = Seed {
+        let mut seed = Seed {
             request,
             plan: judged.plan,
             program: judged.program,
-            writable: judged.writable,
             paths: self.paths.clone(),
             boot_id: self.boot_id.clone(),
             proof_interval: self.config.proof_interval,
@@ -402,6 +412,7 @@ impl Launcher {
         // on with all of the library's state; it never returns into the launcher's loop.
         match unsafe { fork() } {
             Err(e) => {
+                drop(paths::remove_tree(&self.paths.storage(&id)));
                 let refusal = Refusal {
                     stage: "fork".into(),
                     message: format!("fork: {e}"),
@@ -416,6 +427,7 @@ impl Launcher {
                 );
             }
             Ok(ForkResult::Child) => {
+                seed.mark("fork");
                 self.leave();
                 let status = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| monitor::run(seed)))
                     .unwrap_or(101);
@@ -429,7 +441,6 @@ impl Launcher {
                     // A child that is not yet reaped always has one; without descriptors left it cannot be watched.
                     Err(e) => eprintln!("berth launcher: monitor {child} of {id} is not watched: {e}"),
                 }
-                harden::trim();
             }
         }
     }

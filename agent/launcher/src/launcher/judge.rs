@@ -1,24 +1,25 @@
 //! Is a request allowed, and what exactly is to be made? Everything that is looked up on the node is looked up
 //! here: the image, the profile, mount sources; then [`crate::compose`] and the runtime's own checks.
 
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use berth_images::Digest;
 use berth_rt::cpu::CpuSet;
 use berth_runtime::{Context, Plan};
+use nix::poll::{PollFd, PollFlags, poll};
 
 use super::Launcher;
 use crate::check::{self, refuse};
 use crate::compose::{Inputs, chain, compose};
-use crate::users;
 use crate::wire::{LaunchRequest, Refusal};
+use crate::{paths, users};
 
 /// What an accepted request becomes.
 pub(super) struct Judged {
     pub(super) plan: Plan,
     pub(super) program: Vec<String>,
-    pub(super) writable: bool,
     pub(super) timing: Vec<(String, u64)>,
 }
 
@@ -86,41 +87,63 @@ impl Launcher {
             detached: false,
         };
         let bundle = self.paths.container(&request.id);
-        let plan = Plan::prepare(
-            &request.id,
-            &bundle,
-            &composed.spec,
-            &composed.extensions,
-            &context,
-        )
-        .map_err(|e| refusal("plan", chain(&e), e.hint()))?;
+        let writable = [&composed.extensions.upper, &composed.extensions.work];
+        let made: std::io::Result<()> = writable
+            .into_iter()
+            .flatten()
+            .try_for_each(|f| paths::make_dir(f, 0o755));
+        let plan = made
+            .map_err(|e| refusal("storage", e.to_string(), None))
+            .and_then(|()| {
+                Plan::prepare(
+                    &request.id,
+                    &bundle,
+                    &composed.spec,
+                    &composed.extensions,
+                    &context,
+                )
+                .map_err(|e| refusal("plan", chain(&e), e.hint()))
+            });
+        if plan.is_err() {
+            drop(paths::remove_tree(&storage));
+        }
         mark("plan");
         Ok(Judged {
-            plan,
+            plan: plan?,
             program: composed.program,
-            writable: composed.extensions.upper.is_some(),
             timing,
         })
     }
 
     /// Nobody else may have the id: no monitor lives under it, and nothing a dead one left.
-    fn free_id(&self, id: &str) -> Result<(), Refusal> {
+    fn free_id(&mut self, id: &str) -> Result<(), Refusal> {
         let hint = Some("release it first; of a dead monitor: sweep it".to_owned());
-        if self.watched.iter().any(|w| w.id == id) || self.monitor_lives(id) {
-            return Err(refusal(
+        let used = |what: String| {
+            Err(refusal(
                 "request",
-                format!("id {id} is in use: its monitor lives"),
-                hint,
-            ));
+                format!("id {id} is in use: {what}"),
+                hint.clone(),
+            ))
+        };
+        if let Some(n) = self.watched.iter().position(|w| w.id == id) {
+            // One that was released takes its socket away, says its last word and ends: that is a moment. One that
+            // was just forked has no socket yet either, and stays.
+            let leaves = !self.paths.monitors().join(format!("{id}.sock")).exists();
+            let mut fds = [PollFd::new(self.watched[n].pidfd.as_fd(), PollFlags::POLLIN)];
+            if !leaves || poll(&mut fds, 200u16) != Ok(1) {
+                return used("its monitor lives".into());
+            }
+            self.watched.swap_remove(n);
         }
-        if self.paths.container(id).exists() {
-            return Err(refusal(
-                "request",
-                format!("id {id} is in use: {}", self.paths.container(id).display()),
-                hint,
-            ));
+        if self.monitor_lives(id) {
+            return used("its monitor lives".into());
         }
-        Ok(())
+        let folder = self.paths.container(id);
+        if folder.exists() {
+            used(folder.display().to_string())
+        } else {
+            Ok(())
+        }
     }
 
     /// The mounts' sources with every link followed, none of them a path no container may see.

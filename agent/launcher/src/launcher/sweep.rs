@@ -68,6 +68,10 @@ impl Launcher {
     /// A monitor has ended: after `release` nothing is left; else it was killed.
     pub(super) fn on_dead(&mut self, id: &str) {
         let socket = self.paths.monitors().join(format!("{id}.sock"));
+        if self.watched.iter().any(|w| w.id == id) {
+            // Released, and the id is another container's by now.
+            return;
+        }
         if !socket.exists() && !self.paths.container(id).exists() {
             return;
         }

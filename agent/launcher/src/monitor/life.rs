@@ -32,7 +32,7 @@ fn refusal(stage: &str, message: String, hint: Option<String>) -> Refusal {
 impl Monitor {
     /// Creates the container; an unarmed one is started at once.
     pub(super) fn launch(&mut self) {
-        self.mark("fork");
+        self.mark("monitor");
         if let Some(keeper) = self.conns.first_mut() {
             keeper.conn.subscribed = true;
         }
@@ -74,13 +74,6 @@ impl Monitor {
             refusal("log", format!("{}: {e}", log.display()), Some(hint))
         })?;
         self.output = Some(output);
-        if self.writable {
-            let storage = self.paths.storage(&self.request.id);
-            for name in ["upper", "work"] {
-                paths::make_dir(&storage.join(name), 0o755)
-                    .map_err(|e| refusal("storage", e.to_string(), None))?;
-            }
-        }
         let null = std::fs::File::open("/dev/null")
             .map_err(|e| refusal("create", format!("/dev/null: {e}"), None))?;
         let stdio = Stdio {
@@ -197,12 +190,8 @@ impl Monitor {
         watched.map_err(|e| refusal("interface", format!("watching {}: {e}", names.join(", ")), None))
     }
 
-    /// Notes how long a step of the launch took.
     fn mark(&mut self, step: &str) {
-        let now = Instant::now();
-        let micros = u64::try_from((now - self.begun).as_micros()).unwrap_or(u64::MAX);
-        self.timing.push((step.to_owned(), micros));
-        self.begun = now;
+        super::mark(&mut self.timing, &mut self.begun, step);
     }
 
     /// The launch did not happen.

@@ -48,7 +48,6 @@ pub(crate) struct Seed {
     pub(crate) plan: Plan,
     /// What `command` or the image's entrypoint named.
     pub(crate) program: Vec<String>,
-    pub(crate) writable: bool,
     pub(crate) paths: Paths,
     pub(crate) boot_id: String,
     pub(crate) proof_interval: Duration,
@@ -58,6 +57,21 @@ pub(crate) struct Seed {
     pub(crate) timing: Vec<(String, u64)>,
     /// When the last step of the launch began.
     pub(crate) begun: Instant,
+}
+
+impl Seed {
+    /// Notes how long a step of the launch took.
+    pub(crate) fn mark(&mut self, step: &str) {
+        mark(&mut self.timing, &mut self.begun, step);
+    }
+}
+
+/// Notes how long a step took, and begins the next.
+fn mark(timing: &mut Vec<(String, u64)>, begun: &mut Instant, step: &str) {
+    let now = Instant::now();
+    let micros = u64::try_from((now - *begun).as_micros()).unwrap_or(u64::MAX);
+    timing.push((step.to_owned(), micros));
+    *begun = now;
 }
 
 struct Keeper {
@@ -78,7 +92,6 @@ pub(crate) struct Monitor {
     request: LaunchRequest,
     plan: Option<Plan>,
     program: Vec<String>,
-    writable: bool,
     paths: Paths,
     boot_id: String,
     proof_interval: Duration,
@@ -142,7 +155,6 @@ impl Monitor {
                 request: seed.request,
                 plan: Some(seed.plan),
                 program: seed.program,
-                writable: seed.writable,
                 paths: seed.paths,
                 boot_id: seed.boot_id,
                 proof_interval: seed.proof_interval,

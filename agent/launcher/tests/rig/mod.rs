@@ -125,11 +125,10 @@ impl Rig {
     /// Launches `sh -c SCRIPT` and waits until it runs.
     pub fn launch(&self, id: &str, script: &str, change: Value) -> Running {
         let mut client = self.send(&self.request(id, script, change));
-        let (pid, fd) = match client.receive().unwrap().unwrap() {
-            r => match event(r.reply) {
-                Event::Created { pid, .. } => (pid, r.fd.unwrap()),
-                other => panic!("{other:?}"),
-            },
+        let created = client.receive().unwrap().unwrap();
+        let (pid, fd) = match event(created.reply) {
+            Event::Created { pid, .. } => (pid, created.fd.unwrap()),
+            other => panic!("{other:#?}"),
         };
         match next_event(&mut client) {
             Event::Started { proof, timing } => {
@@ -330,13 +329,18 @@ fn load_busybox(temp: &Path) -> String {
     }
     fs::copy("/usr/bin/busybox", root.join("bin/busybox")).unwrap();
     for applet in [
-        "sh", "echo", "sleep", "cat", "ls", "id", "kill", "test", "trap", "seq", "head", "true",
+        "sh", "echo", "sleep", "cat", "ls", "id", "kill", "test", "trap", "seq", "head", "tail", "true",
     ] {
         std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).unwrap();
     }
     fs::write(
         root.join("etc/passwd"),
         "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n",
+    )
+    .unwrap();
+    fs::set_permissions(
+        root.join("tmp"),
+        std::os::unix::fs::PermissionsExt::from_mode(0o1777),
     )
     .unwrap();
     let layer = temp.join("layer.tar");
