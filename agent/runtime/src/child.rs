@@ -190,6 +190,11 @@ fn set_up(recipe: &Recipe, ends: &Ends<'_>) -> Result<Infallible, Failure> {
 fn name_things(recipe: &Recipe, proc: &OwnedFd) -> Result<(), Failure> {
     if let Some(name) = &recipe.hostname {
         nix::unistd::sethostname(name).step("sethostname", name)?;
+        // Nobody outside can ask for another namespace's name, so it is read back here.
+        let actual = nix::sys::utsname::uname().step("uname", name)?;
+        if actual.nodename() != name.as_str() {
+            return Err(nix::Error::EPERM).step("the host name, read back", name);
+        }
     }
     if let Some(name) = &recipe.domainname {
         sys::set_domain_name(name).step("setdomainname", name)?;

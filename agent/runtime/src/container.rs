@@ -1,32 +1,27 @@
-//! A made container: signals, freezer, devices, interfaces, proof, deletion.
+//! A made container: opened, looked at, signalled, frozen. Devices, interfaces and deletion are in the files below.
 //!
-//! Invariants: the first process is known by its pidfd, and by pid only together with its start time; deletion goes
-//! on after an error and returns all of them; whatever is injected is put into the promise, so that the next proof
-//! asks for it.
+//! Invariant: the first process is known by its pidfd, and by pid only together with its start time.
 
-use std::fs;
-use std::io;
+mod delete;
+mod devices;
+mod errors;
+
+pub use devices::Device;
+pub use errors::{ContainerError, DeleteError, OpenError};
+
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use berth_rt::cgroup::{
-    Access, Cgroup, Controller, DeviceError, DeviceKind, DeviceRule, Extras, FreezeError, Hierarchy, Mode,
-};
+use berth_rt::cgroup::{Cgroup, Controller, Extras, Hierarchy, Mode};
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use oci_spec::runtime::LinuxResources;
-use thiserror::Error;
 
-use crate::hooks;
-use crate::net::{self, NetError};
-use crate::plan::Interface;
 use crate::proof::{CgroupFile, Promise};
-use crate::recipe::{Node, NodeKind, Process};
-use crate::report::Failure;
+use crate::recipe::Process;
 use crate::seccomp::Filter;
 use crate::state::{Record, Status};
 use crate::sys::process as sys;
@@ -61,185 +56,6 @@ pub struct Container {
     pub(crate) timing: Timing,
     /// Credentials and filter for processes that join; only in the process that made it.
     pub(crate) words: Option<Words>,
-}
-
-/// A device to be put into a running or armed container.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Device {
-    /// Block, or character.
-    pub block: bool,
-    /// Major number.
-    pub major: u32,
-    /// Minor number.
-    pub minor: u32,
-    /// Path inside, absolute.
-    pub path: PathBuf,
-    /// Some of `r`, `w`, `m`.
-    pub access: String,
-    /// File mode, 0 to 7777 octal.
-    pub mode: u32,
-    /// Owner inside.
-    pub uid: u32,
-    /// Group inside.
-    pub gid: u32,
-}
-
-impl Device {
-    fn node(&self) -> Node {
-        Node {
-            path: self.path.clone(),
-            kind: if self.block {
-                NodeKind::Block
-            } else {
-                NodeKind::Char
-            },
-            major: self.major,
-            minor: self.minor,
-            mode: self.mode,
-            uid: self.uid,
-            gid: self.gid,
-        }
-    }
-
-    fn rule(&self, allow: bool, access: Access) -> DeviceRule {
-        let kind = if self.block {
-            DeviceKind::Block
-        } else {
-            DeviceKind::Char
-        };
-        DeviceRule::device(allow, kind, self.major, self.minor, access)
-    }
-
-    fn word(&self) -> String {
-        let ordered: String = "rwm".chars().filter(|c| self.access.contains(*c)).collect();
-        format!(
-            "{} {}:{} {ordered}",
-            if self.block { 'b' } else { 'c' },
-            self.major,
-            self.minor
-        )
-    }
-}
-
-/// A stored container that cannot be opened.
-#[derive(Debug, Error)]
-pub enum OpenError {
-    /// There is none.
-    #[error("container `{id}` does not exist")]
-    NotFound {
-        /// The id.
-        id: String,
-    },
-    /// Its state cannot be read.
-    #[error("state of container `{id}`: {source}")]
-    State {
-        /// The id.
-        id: String,
-        /// The cause.
-        source: io::Error,
-    },
-    /// Its making was cut off.
-    #[error("container `{id}` was never wholly made")]
-    Unfinished {
-        /// The id.
-        id: String,
-    },
-}
-
-impl OpenError {
-    /// The setting to change.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::Unfinished { id } | Self::State { id, .. } => {
-                Some(format!("free it with `delete --force {id}`"))
-            }
-            Self::NotFound { .. } => {
-                Some("`list` shows those that exist; --root names the folder of their states".into())
-            }
-        }
-    }
-}
-
-/// Something that cannot be done to a container.
-#[derive(Debug, Error)]
-pub enum ContainerError {
-    /// Its first process has ended.
-    #[error("container `{id}` is not running")]
-    NotRunning {
-        /// The id.
-        id: String,
-    },
-    /// Its cgroup is gone.
-    #[error("container `{id}` has no cgroup")]
-    NoCgroup {
-        /// The id.
-        id: String,
-    },
-    /// A signal was refused.
-    #[error("cannot send signal {signal} to container `{id}`: {}", errno.desc())]
-    Signal {
-        /// The id.
-        id: String,
-        /// The signal.
-        signal: i32,
-        /// The kernel's answer.
-        errno: Errno,
-    },
-    /// The freezer.
-    #[error(transparent)]
-    Freeze(#[from] FreezeError),
-    /// Killing all its processes.
-    #[error(transparent)]
-    Kill(#[from] berth_rt::cgroup::KillError),
-    /// Device permission.
-    #[error(transparent)]
-    Device(#[from] DeviceError),
-    /// A device node.
-    #[error(transparent)]
-    Node(#[from] Failure),
-    /// The description of a device is not valid.
-    #[error("device `{path}`: {reason}")]
-    BadDevice {
-        /// Path inside.
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
-    /// An interface.
-    #[error(transparent)]
-    Net(#[from] NetError),
-    /// The record.
-    #[error("cannot store the state of container `{id}`: {source}")]
-    Store {
-        /// The id.
-        id: String,
-        /// The cause.
-        source: io::Error,
-    },
-}
-
-impl ContainerError {
-    /// The setting to change.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::Freeze(e) => e.hint(),
-            Self::Kill(e) => e.hint(),
-            Self::Device(e) => e.hint(),
-            Self::Net(e) => e.hint(),
-            Self::Node(e) => e.hint(),
-            _ => None,
-        }
-    }
-}
-
-/// One thing that could not be freed.
-#[derive(Debug, Error)]
-#[error("{what}: {message}")]
-pub struct DeleteError {
-    /// `process`, `cgroup`, `state`, `poststop`.
-    pub what: &'static str,
-    /// What went wrong and where.
-    pub message: String,
 }
 
 /// "; still there: …", or nothing.
@@ -383,24 +199,6 @@ impl Container {
         })
     }
 
-    /// Free what a creation left that was cut off: its processes, its cgroup, its folder.
-    ///
-    /// # Errors
-    /// Everything that could not be freed.
-    pub fn sweep(state_root: &Path, id: &str, hierarchy: &Hierarchy) -> Result<(), Vec<DeleteError>> {
-        let dir = state_root.join(id);
-        let mut errors = Vec::new();
-        if let Ok(path) = fs::read_to_string(dir.join(crate::state::CGROUP))
-            && let Ok(cgroup) = Cgroup::open(hierarchy, path.trim())
-        {
-            free_cgroup(&cgroup, &mut errors);
-        }
-        if errors.is_empty() {
-            remove_dir(&dir, &mut errors);
-        }
-        if errors.is_empty() { Ok(()) } else { Err(errors) }
-    }
-
     /// Container id.
     pub fn id(&self) -> &str {
         &self.record.id
@@ -448,7 +246,7 @@ impl Container {
 
     /// Where it stands.
     pub fn status(&self) -> Status {
-        match (&self.channel, self.record.status(&self.dir)) {
+        match (&self.channel, self.record.status_if(self.alive(), &self.dir)) {
             (Channel::Socket(_), Status::Running) => Status::Created,
             (_, status) => status,
         }
@@ -468,6 +266,13 @@ impl Container {
     /// Microseconds of each step taken in this process, in order.
     pub fn timing(&self) -> &[(String, u64)] {
         &self.timing.steps
+    }
+
+    /// Has the first process not ended? Its descriptor was checked against the record when it was opened.
+    pub(crate) fn alive(&self) -> bool {
+        self.pidfd
+            .as_ref()
+            .is_some_and(|fd| !ended(fd.as_fd(), Duration::ZERO))
     }
 
     /// The time since the last step went into `step`.
@@ -570,96 +375,6 @@ impl Container {
         Ok(self.group()?.thaw()?)
     }
 
-    fn root(&self) -> Result<OwnedFd, ContainerError> {
-        if !self.record.alive() {
-            return Err(self.not_running());
-        }
-        let path = format!("/proc/{}/root", self.record.pid);
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        nix::fcntl::open(path.as_str(), flags, nix::sys::stat::Mode::empty())
-            .map_err(|errno| Failure::new("open", &path, errno).into())
-    }
-
-    /// Give the container a device: permission in its cgroup, then the node in its /dev.
-    ///
-    /// # Errors
-    /// Permission or node cannot be made; the permission is taken back when the node fails.
-    pub fn inject_device(&mut self, device: &Device) -> Result<(), ContainerError> {
-        let bad = |reason: &str| ContainerError::BadDevice {
-            path: device.path.clone(),
-            reason: reason.to_owned(),
-        };
-        if !device.path.starts_with("/dev/") || device.path.components().any(|c| c.as_os_str() == "..") {
-            return Err(bad("the path must lie below /dev"));
-        }
-        if self.record.promise.uid_map.is_some() {
-            return Err(bad("a container with a user namespace cannot be given a device"));
-        }
-        let access: Access = device.access.parse().map_err(|e: String| bad(&e))?;
-        let root = self.root()?;
-        self.group()?.allow_device(&device.rule(true, access))?;
-        if let Err(failure) = crate::dev::inject(root.as_fd(), &device.node()) {
-            self.group()?.deny_device(&device.rule(false, access))?;
-            return Err(failure.into());
-        }
-        if let Some(devices) = &mut self.record.promise.devices {
-            devices.push(device.word());
-        }
-        Ok(())
-    }
-
-    /// Take a device away: the permission, then the node if it is still that device.
-    ///
-    /// # Errors
-    /// Both are tried; the first error is returned.
-    pub fn eject_device(&mut self, device: &Device) -> Result<(), ContainerError> {
-        let access: Access = device
-            .access
-            .parse()
-            .map_err(|reason| ContainerError::BadDevice {
-                path: device.path.clone(),
-                reason,
-            })?;
-        let denied = self.group()?.deny_device(&device.rule(false, access));
-        if denied.is_ok()
-            && let Some(devices) = &mut self.record.promise.devices
-            && let Some(at) = devices.iter().position(|d| *d == device.word())
-        {
-            devices.remove(at);
-        }
-        let removed = match self.root() {
-            Ok(root) => crate::dev::eject(root.as_fd(), &device.node())
-                .map(drop)
-                .map_err(ContainerError::from),
-            Err(ContainerError::NotRunning { .. }) => Ok(()), // the node went with its mount namespace
-            Err(e) => Err(e),
-        };
-        denied?;
-        removed
-    }
-
-    /// Move a network interface of the caller's namespace into the container's, rename it there and bring it up.
-    ///
-    /// # Errors
-    /// [`NetError`] with the interface's name.
-    pub fn move_interface_in(&mut self, interface: &Interface) -> Result<(), ContainerError> {
-        if !self.record.alive() {
-            return Err(self.not_running());
-        }
-        Ok(net::move_in(interface, Pid::from_raw(self.record.pid))?)
-    }
-
-    /// Name and index of every interface in the container's network namespace.
-    ///
-    /// # Errors
-    /// [`NetError`].
-    pub fn interfaces_inside(&self) -> Result<Vec<(String, u32)>, ContainerError> {
-        if !self.record.alive() {
-            return Err(self.not_running());
-        }
-        Ok(net::list_inside(Pid::from_raw(self.record.pid))?)
-    }
-
     /// Store the record again, after its promise or its devices changed.
     ///
     /// # Errors
@@ -685,101 +400,6 @@ impl Container {
                 other => return other,
             }
         }
-    }
-
-    /// Kill every process, free the cgroup and the state folder, run the poststop hooks.
-    ///
-    /// # Errors
-    /// Everything that could not be freed; what could be, is. The state folder stays while anything else does, so
-    /// that deletion can be tried again.
-    pub fn delete(&mut self) -> Result<(), Vec<DeleteError>> {
-        self.timing.resume();
-        let mut errors = Vec::new();
-        self.channel = Channel::None;
-        if let Some(pidfd) = &self.pidfd {
-            match sys::pidfd_signal(pidfd.as_fd(), libc::SIGKILL) {
-                Ok(()) => {
-                    // A frozen process of cgroup v1 ends only once it is thawed.
-                    if let Some(cgroup) = &self.cgroup
-                        && cgroup.frozen().unwrap_or(true)
-                        && let Err(e) = cgroup.thaw()
-                    {
-                        errors.push(DeleteError {
-                            what: "cgroup",
-                            message: e.to_string(),
-                        });
-                    }
-                    if !ended(pidfd.as_fd(), Duration::from_secs(10)) {
-                        let message = format!("process {} does not end after SIGKILL", self.record.pid);
-                        errors.push(DeleteError {
-                            what: "process",
-                            message,
-                        });
-                    }
-                }
-                Err(Errno::ESRCH) => {}
-                Err(errno) => {
-                    let message = format!("process {}: {}", self.record.pid, errno.desc());
-                    errors.push(DeleteError {
-                        what: "process",
-                        message,
-                    });
-                }
-            }
-            // Only a child of the caller can be reaped; for others init does it.
-            let _ = waitid(
-                Id::PIDFd(pidfd.as_fd()),
-                WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG,
-            );
-        }
-        self.timing.mark("kill");
-        if let Some(cgroup) = self.cgroup.take() {
-            free_cgroup(&cgroup, &mut errors);
-            if !errors.is_empty() {
-                self.cgroup = Some(cgroup);
-            }
-        }
-        self.timing.mark("free cgroup");
-        if errors.is_empty() {
-            remove_dir(&self.dir, &mut errors);
-            let state = self.record.state.at(0, "stopped");
-            for hook in &self.record.hooks.poststop {
-                if let Err(e) = hooks::run("poststop", std::slice::from_ref(hook), &state) {
-                    errors.push(DeleteError {
-                        what: "poststop",
-                        message: e.to_string(),
-                    });
-                }
-            }
-        }
-        self.timing.mark("free state");
-        if errors.is_empty() { Ok(()) } else { Err(errors) }
-    }
-}
-
-fn free_cgroup(cgroup: &Cgroup, errors: &mut Vec<DeleteError>) {
-    if let Err(e) = cgroup.kill() {
-        errors.push(DeleteError {
-            what: "cgroup",
-            message: e.to_string(),
-        });
-    }
-    if let Err(e) = cgroup.remove() {
-        errors.push(DeleteError {
-            what: "cgroup",
-            message: e.to_string(),
-        });
-    }
-}
-
-fn remove_dir(dir: &Path, errors: &mut Vec<DeleteError>) {
-    match fs::remove_dir_all(dir) {
-        Ok(()) => {}
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        Err(e) => errors.push(DeleteError {
-            what: "state",
-            message: format!("{}: {e}", dir.display()),
-        }),
     }
 }
 

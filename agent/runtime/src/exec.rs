@@ -99,7 +99,7 @@ impl Container {
         let pidfd = self
             .pidfd
             .as_ref()
-            .filter(|_| self.record.alive())
+            .filter(|_| self.alive())
             .ok_or_else(|| ExecError::NotRunning(id()))?;
         let process = join_words(&words.process, &request)?;
         let entries: Vec<PathBuf> = self

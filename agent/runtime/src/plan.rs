@@ -3,6 +3,7 @@
 //! Invariants: nothing is changed on the node here; a field that cannot take effect is an error that names it.
 
 mod checks;
+mod process;
 mod promise;
 mod recipe;
 
@@ -336,7 +337,7 @@ impl Plan {
             hook_state: HookState::new(id, bundle, spec),
             promise,
             scheduler,
-            io_priority: recipe::io_priority(process)?,
+            io_priority: process::io_priority(process)?,
             affinity: extensions.affinity.clone(),
             timer_slack_ns: extensions.timer_slack_ns,
             interfaces,

@@ -166,7 +166,7 @@ impl Container {
     /// # Errors
     /// [`ProveError`].
     pub fn prove(&self, stage: Stage) -> Result<Proof, ProveError> {
-        if !self.record.alive() {
+        if !self.alive() {
             return Err(ProveError::NotRunning(self.record.id.clone()));
         }
         Ok(proof::read(

@@ -135,16 +135,21 @@ impl Status {
     }
 }
 
+/// A small file of procfs in one read (the standard library begins with 32 bytes).
+pub(crate) fn read_small(path: &str) -> io::Result<String> {
+    let mut buffer = [0u8; 4096];
+    let n = io::Read::read(&mut fs::File::open(path)?, &mut buffer)?;
+    Ok(String::from_utf8_lossy(&buffer[..n]).into_owned())
+}
+
 /// `boot_id` of this boot.
 pub(crate) fn boot_id() -> io::Result<String> {
-    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
-        .trim()
-        .to_owned())
+    Ok(read_small("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 
 /// Start time in clock ticks since boot and the state letter of a process; `None` when there is none.
 pub(crate) fn process(pid: i32) -> Option<(u64, char)> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let stat = read_small(&format!("/proc/{pid}/stat")).ok()?;
     parse_stat(&stat)
 }
 
@@ -198,7 +203,11 @@ impl Record {
 
     /// Where it stands.
     pub fn status(&self, dir: &Path) -> Status {
-        if !self.alive() {
+        self.status_if(self.alive(), dir)
+    }
+
+    pub(crate) fn status_if(&self, alive: bool, dir: &Path) -> Status {
+        if !alive {
             Status::Stopped
         } else if self.detached && dir.join(START).exists() {
             Status::Created

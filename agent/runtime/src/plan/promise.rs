@@ -60,6 +60,7 @@ pub(super) fn write(
             (false, true) => IsolationPromise::Reported,
             (false, false) => IsolationPromise::None,
         },
+        only_stdio: true,
         timer_slack_ns: extensions.timer_slack_ns,
         namespaces: namespaces(linux)?,
         capabilities: Some(words.capabilities.after_exec(words.uid == 0, words.no_new_privs)),
@@ -115,7 +116,7 @@ pub(super) fn write(
 
 /// `Seccomp_filters` of the calling process; a new process inherits them.
 fn own_filters() -> u32 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let status = crate::state::read_small("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix("Seccomp_filters:"));
     line.and_then(|v| v.trim().parse().ok()).unwrap_or(0)
 }

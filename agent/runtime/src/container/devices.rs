@@ -1,0 +1,167 @@
+//! Devices and network interfaces that come and go while the container is there.
+//!
+//! Invariants: a device is allowed before its node is made and denied before the node is taken away; the promise
+//! follows, so that the next proof asks for what is true now.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+
+use berth_rt::cgroup::{Access, DeviceKind, DeviceRule};
+use nix::fcntl::OFlag;
+use nix::unistd::Pid;
+
+use super::{Container, ContainerError};
+use crate::net;
+use crate::plan::Interface;
+use crate::recipe::{Node, NodeKind};
+use crate::report::Failure;
+
+/// A device to be put into a running or armed container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// Block, or character.
+    pub block: bool,
+    /// Major number.
+    pub major: u32,
+    /// Minor number.
+    pub minor: u32,
+    /// Path inside, absolute.
+    pub path: PathBuf,
+    /// Some of `r`, `w`, `m`.
+    pub access: String,
+    /// File mode, 0 to 7777 octal.
+    pub mode: u32,
+    /// Owner inside.
+    pub uid: u32,
+    /// Group inside.
+    pub gid: u32,
+}
+
+impl Device {
+    fn node(&self) -> Node {
+        Node {
+            path: self.path.clone(),
+            kind: if self.block {
+                NodeKind::Block
+            } else {
+                NodeKind::Char
+            },
+            major: self.major,
+            minor: self.minor,
+            mode: self.mode,
+            uid: self.uid,
+            gid: self.gid,
+        }
+    }
+
+    fn rule(&self, allow: bool, access: Access) -> DeviceRule {
+        let kind = if self.block {
+            DeviceKind::Block
+        } else {
+            DeviceKind::Char
+        };
+        DeviceRule::device(allow, kind, self.major, self.minor, access)
+    }
+
+    fn word(&self) -> String {
+        let ordered: String = "rwm".chars().filter(|c| self.access.contains(*c)).collect();
+        format!(
+            "{} {}:{} {ordered}",
+            if self.block { 'b' } else { 'c' },
+            self.major,
+            self.minor
+        )
+    }
+}
+
+impl Container {
+    fn root(&self) -> Result<OwnedFd, ContainerError> {
+        if !self.alive() {
+            return Err(self.not_running());
+        }
+        let path = format!("/proc/{}/root", self.record.pid);
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        nix::fcntl::open(path.as_str(), flags, nix::sys::stat::Mode::empty())
+            .map_err(|errno| Failure::new("open", &path, errno).into())
+    }
+
+    /// Give the container a device: permission in its cgroup, then the node in its /dev.
+    ///
+    /// # Errors
+    /// Permission or node cannot be made; the permission is taken back when the node fails.
+    pub fn inject_device(&mut self, device: &Device) -> Result<(), ContainerError> {
+        let bad = |reason: &str| ContainerError::BadDevice {
+            path: device.path.clone(),
+            reason: reason.to_owned(),
+        };
+        if !device.path.starts_with("/dev/") || device.path.components().any(|c| c.as_os_str() == "..") {
+            return Err(bad("the path must lie below /dev"));
+        }
+        if self.record.promise.uid_map.is_some() {
+            return Err(bad("a container with a user namespace cannot be given a device"));
+        }
+        let access: Access = device.access.parse().map_err(|e: String| bad(&e))?;
+        let root = self.root()?;
+        self.group()?.allow_device(&device.rule(true, access))?;
+        if let Err(failure) = crate::dev::inject(root.as_fd(), &device.node()) {
+            self.group()?.deny_device(&device.rule(false, access))?;
+            return Err(failure.into());
+        }
+        if let Some(devices) = &mut self.record.promise.devices {
+            devices.push(device.word());
+        }
+        Ok(())
+    }
+
+    /// Take a device away: the permission, then the node if it is still that device.
+    ///
+    /// # Errors
+    /// Both are tried; the first error is returned.
+    pub fn eject_device(&mut self, device: &Device) -> Result<(), ContainerError> {
+        let access: Access = device
+            .access
+            .parse()
+            .map_err(|reason| ContainerError::BadDevice {
+                path: device.path.clone(),
+                reason,
+            })?;
+        let denied = self.group()?.deny_device(&device.rule(false, access));
+        if denied.is_ok()
+            && let Some(devices) = &mut self.record.promise.devices
+            && let Some(at) = devices.iter().position(|d| *d == device.word())
+        {
+            devices.remove(at);
+        }
+        let removed = match self.root() {
+            Ok(root) => crate::dev::eject(root.as_fd(), &device.node())
+                .map(drop)
+                .map_err(ContainerError::from),
+            Err(ContainerError::NotRunning { .. }) => Ok(()), // the node went with its mount namespace
+            Err(e) => Err(e),
+        };
+        denied?;
+        removed
+    }
+
+    /// Move a network interface of the caller's namespace into the container's, rename it there and bring it up.
+    ///
+    /// # Errors
+    /// [`NetError`] with the interface's name.
+    pub fn move_interface_in(&mut self, interface: &Interface) -> Result<(), ContainerError> {
+        if !self.alive() {
+            return Err(self.not_running());
+        }
+        Ok(net::move_in(interface, Pid::from_raw(self.record.pid))?)
+    }
+
+    /// Name and index of every interface in the container's network namespace.
+    ///
+    /// # Errors
+    /// [`NetError`].
+    pub fn interfaces_inside(&self) -> Result<Vec<(String, u32)>, ContainerError> {
+        if !self.alive() {
+            return Err(self.not_running());
+        }
+        Ok(net::list_inside(Pid::from_raw(self.record.pid))?)
+    }
+}
