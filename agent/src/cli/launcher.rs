@@ -26,7 +26,11 @@ pub(super) struct LauncherArgs {
 pub(super) fn main(folders: Folders, args: LauncherArgs) -> Outcome {
     if args.own_session {
         // A signal to the agent's terminal or process group is not meant for it.
-        nix::unistd::setsid()?;
+        // It starts itself anew while it makes itself hard: then it leads its session already.
+        let own = nix::unistd::getpid();
+        if nix::unistd::getsid(None)? != own {
+            nix::unistd::setsid()?;
+        }
     }
     serve(LauncherConfig {
         run_dir: folders.run,

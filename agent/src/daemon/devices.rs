@@ -51,6 +51,17 @@ impl Metrics {
     }
 }
 
+#[cfg(test)]
+impl Metrics {
+    /// As if events had been read, dropped and lost.
+    pub(super) fn pretend_events(&self) {
+        self.events.inc();
+        self.overflows.inc();
+        self.malformed.set(1);
+        self.devices.set(1);
+    }
+}
+
 /// What one reading gave: events for the core, and notices.
 #[derive(Debug, Default)]
 pub(crate) struct Found {

@@ -62,10 +62,10 @@ impl Metrics {
         let mut samples = Vec::new();
         for family in self.registry.gather() {
             for metric in family.get_metric() {
-                let value = metric.get_counter().value().unwrap_or(0.0)
-                    + metric.get_gauge().value().unwrap_or(0.0)
-                    + metric.get_histogram().sample_count().unwrap_or(0) as f64;
-                samples.push((family.name().to_owned(), value));
+                let value = metric.get_counter().get_value()
+                    + metric.get_gauge().get_value()
+                    + metric.get_histogram().get_sample_count() as f64;
+                samples.push((family.get_name().to_owned(), value));
             }
         }
         samples

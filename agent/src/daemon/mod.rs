@@ -37,7 +37,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use berth_images::Store as Images;
 use berth_launcher::wire::{LaunchRequest, Refusal};
 use berth_rt::cgroup::Support;
 use berth_rt::topology::Topology;
@@ -99,6 +98,9 @@ pub(crate) enum LauncherNews {
     Trouble(String),
 }
 
+/// Manifest digest of an image reference.
+type Resolve = Box<dyn Fn(&str) -> Result<String, Refusal>>;
+
 /// Everything the daemon has.
 pub(crate) struct Agent {
     settings: Settings,
@@ -109,7 +111,7 @@ pub(crate) struct Agent {
     devices: Devices,
     links: BTreeMap<String, Link>,
     serial: u64,
-    images: Images,
+    resolve: Resolve,
     /// Launch requests sent whose connection has not said anything yet.
     in_flight: usize,
     launches: VecDeque<(Box<LaunchRequest>, String)>,

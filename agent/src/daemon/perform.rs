@@ -106,15 +106,12 @@ impl Agent {
 
     fn launch(&mut self, mut request: Box<LaunchRequest>, image: &str, events: &mut VecDeque<Event>) {
         let id = request.id.clone();
-        let sent = match self.images.resolve(image) {
+        let sent = match (self.resolve)(image) {
             Ok(digest) => {
-                request.image = digest.to_string();
+                request.image = digest;
                 launcher::launch(&self.settings.folders.run, *request).map_err(|refusal| (refusal, false))
             }
-            Err(error) => {
-                let refusal = Refusal { stage: "image".into(), message: chain(&error), hint: error.hint() };
-                Err((refusal, true))
-            }
+            Err(refusal) => Err((refusal, true)),
         };
         let linked = sent.and_then(|(stream, rest)| {
             self.link(&id, stream, rest, true).map_err(|error| {

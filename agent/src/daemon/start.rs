@@ -11,7 +11,7 @@ use anyhow::Context;
 use berth_documents::{Document, RuleSpec, Set, WorkloadSpec};
 use berth_images::{Mode, Store as Images};
 use berth_launcher::paths::make_dir;
-use berth_launcher::wire::{Reply, Status};
+use berth_launcher::wire::{Refusal, Reply, Status};
 use berth_rt::cgroup::{Hierarchy, Support};
 use berth_rt::topology::Topology;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
@@ -61,7 +61,14 @@ impl Agent {
             devices,
             links: BTreeMap::new(),
             serial: 0,
-            images,
+            resolve: Box::new(move |reference| match images.resolve(reference) {
+                Ok(digest) => Ok(digest.to_string()),
+                Err(error) => Err(Refusal {
+                    stage: "image".to_owned(),
+                    message: super::perform::chain(&error),
+                    hint: error.hint(),
+                }),
+            }),
             in_flight: 0,
             launches: VecDeque::new(),
             events: Events::default(),
