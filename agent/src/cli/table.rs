@@ -8,12 +8,18 @@ use serde::Serialize;
 /// A cell that has nothing to say.
 pub(super) const NONE: &str = "-";
 
+/// Wider cells stand out of their column instead of widening it for all.
+const WIDEST: usize = 44;
+
 /// Prints rows under a head, each column as wide as its widest cell; the last one is not filled.
 pub(super) fn print(head: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
     let mut widths: Vec<usize> = head.iter().map(|h| h.chars().count()).collect();
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
+            let long = cell.chars().count();
+            if long <= WIDEST {
+                *width = (*width).max(long);
+            }
         }
     }
     let mut out = io::stdout().lock();

@@ -65,8 +65,14 @@ impl Agent {
             Op::Start { names } => self.start_again(Ask::Start(names), conn, reply),
             Op::Restart { names } => self.start_again(Ask::Restart(names), conn, reply),
             Op::Kill { names, signal } => self.order_all(Ask::Kill(names, signal), &reply),
-            Op::Freeze { names } => self.order_all(Ask::Freeze(names), &reply),
-            Op::Thaw { names } => self.order_all(Ask::Thaw(names), &reply),
+            Op::Freeze { names } => match self.ask(Ask::Freeze(names)) {
+                Ok(ids) => self.wait_frozen(conn, reply, ids, true),
+                Err(error) => self.fail(&reply, refused(&error)),
+            },
+            Op::Thaw { names } => match self.ask(Ask::Thaw(names)) {
+                Ok(ids) => self.wait_frozen(conn, reply, ids, false),
+                Err(error) => self.fail(&reply, refused(&error)),
+            },
             Op::Prove { name } => {
                 let ids = match name {
                     Some(name) => self.state.resolve(&name),

@@ -43,6 +43,9 @@ pub(crate) enum Expect {
     Prove(u64),
 }
 
+/// No waiter has this number.
+const NOBODY: u64 = 0;
+
 impl Agent {
     pub(super) fn perform_all(&mut self, effects: Vec<Effect>, events: &mut VecDeque<Event>) {
         for effect in effects {
@@ -252,9 +255,21 @@ impl Agent {
                 {
                     self.metrics.containers.launch_seconds.observe(begun.elapsed().as_secs_f64());
                 }
+                let started = matches!(*event, wire::Event::Started { .. });
                 self.report(id, report_of(*event));
+                if started {
+                    self.ask_isolation(id);
+                }
             }
             Reply::ExecStarted { .. } | Reply::ExecExited(_) => {}
+        }
+    }
+
+    /// Who may run on its cores is no promise of the exec stop's: it is asked for when the container runs.
+    pub(super) fn ask_isolation(&mut self, id: &str) {
+        let whole = |i: &crate::core::instance::Instance| i.place.as_ref().is_some_and(|p| !p.shared);
+        if self.state.instances.get(id).is_some_and(|i| whole(i) && i.isolation.is_none()) {
+            self.order(id, &Command::Prove, Some(Expect::Prove(NOBODY)));
         }
     }
 
@@ -267,7 +282,16 @@ impl Agent {
             let text = format!("its monitor speaks version {}, this agent {}", status.version, wire::VERSION);
             self.note(NoticeKind::Adopted, &status.request.id, text);
         }
+        let id = status.request.id.clone();
+        let known = status.proof.as_ref().and_then(isolation);
+        let runs = matches!(status.phase, wire::Phase::Running | wire::Phase::Armed);
         self.feed(Event::Adopt { status: Box::new(status) });
+        if let Some(instance) = self.state.instances.get_mut(&id) {
+            instance.isolation = known;
+        }
+        if runs {
+            self.ask_isolation(&id);
+        }
     }
 }
 

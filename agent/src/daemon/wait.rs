@@ -16,6 +16,8 @@ use super::perform::{Expect, isolation};
 
 /// So long a proof may take.
 const PROOFS: Duration = Duration::from_secs(15);
+/// So long freezing and thawing may take.
+const FREEZING: Duration = Duration::from_secs(10);
 
 /// Somebody who waits.
 pub(crate) struct Waiter {
@@ -32,6 +34,8 @@ enum What {
     Rest(Vec<String>),
     /// Each runs, is armed, or will not by itself.
     Up(Vec<String>),
+    /// Each is frozen, or thawed, or will not be.
+    Frozen(Vec<String>, bool),
     /// The end of a `berth run`; `gone`: its caller is, so it is stopped and forgotten.
     Once { name: String, gone: bool },
     /// Proofs: those in, and the ids still out.
@@ -68,6 +72,10 @@ impl Agent {
 
     pub(super) fn wait_up(&mut self, conn: u64, reply: Sender<Vec<u8>>, ids: Vec<String>) {
         self.wait(conn, reply, What::Up(ids), None);
+    }
+
+    pub(super) fn wait_frozen(&mut self, conn: u64, reply: Sender<Vec<u8>>, ids: Vec<String>, frozen: bool) {
+        self.wait(conn, reply, What::Frozen(ids, frozen), Some(Instant::now() + FREEZING));
     }
 
     pub(super) fn wait_once(&mut self, conn: u64, reply: Sender<Vec<u8>>, name: String) {
@@ -144,6 +152,14 @@ impl Agent {
     pub(super) fn give_up_waiters(&mut self) {
         let now = Instant::now();
         let mut late: Vec<(u64, Vec<String>)> = Vec::new();
+        self.waiters.retain(|waiter| match &waiter.what {
+            What::Frozen(ids, _) if waiter.deadline.is_some_and(|at| at <= now) => {
+                let message = format!("not within {} s: {}", FREEZING.as_secs(), ids.join(", "));
+                say::<()>(&waiter.reply, &Answer::Error(Fault { message, hint: None }));
+                false
+            }
+            _ => true,
+        });
         for waiter in &self.waiters {
             if let What::Proofs { out, .. } = &waiter.what
                 && waiter.deadline.is_some_and(|at| at <= now)
@@ -170,7 +186,7 @@ impl Agent {
         self.waiters = rest;
         for waiter in ready {
             let heard = match waiter.what {
-                What::Rest(ids) | What::Up(ids) => {
+                What::Rest(ids) | What::Up(ids) | What::Frozen(ids, _) => {
                     say(&waiter.reply, &Answer::Ok(self.containers_of(&ids)))
                 }
                 What::Proofs { mut done, .. } => {
@@ -247,6 +263,8 @@ fn is_ready(what: &What, state: &State) -> bool {
             let instance = state.instances.values().find(|i| i.name == *name);
             instance.is_none_or(|i| matches!(i.phase, Phase::Failed | Phase::Completed | Phase::Stopped))
         }
+        What::Frozen(ids, true) => !ids.iter().any(|id| phase(id) == Some(&Phase::Running)),
+        What::Frozen(ids, false) => !ids.iter().any(|id| phase(id) == Some(&Phase::Frozen)),
         What::Proofs { out, .. } => out.is_empty(),
         What::Events => false,
     }
