@@ -295,7 +295,8 @@ impl Launcher {
         let own = [self.signals.as_fd(), self.listener.as_fd()].map(|fd| (fd, PollFlags::POLLIN));
         let all: Vec<(BorrowedFd<'_>, PollFlags)> = own.into_iter().chain(watched).chain(peers).collect();
         let mut fds: Vec<PollFd<'_>> = all.iter().map(|(fd, flags)| PollFd::new(*fd, *flags)).collect();
-        let timeout = if self.peers.is_empty() {
+        let rests = self.peers.is_empty() && !self.stirred;
+        let timeout = if rests {
             PollTimeout::NONE
         } else {
             PollTimeout::from(1000u16)

@@ -64,6 +64,7 @@ impl Rig {
     pub fn start(&mut self) {
         let exe = std::env::current_exe().unwrap();
         let built = exe.parent().unwrap().parent().unwrap().join("examples/launcher");
+        fresh(&built);
         // Another build, to measure it.
         let binary = std::env::var_os("BERTH_TEST_LAUNCHER").map_or(built, PathBuf::from);
         let etc = self.temp.path().join("etc");
@@ -320,6 +321,22 @@ pub fn lives(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ")
         .is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+}
+
+/// `cargo test --test NAME` does not build examples: an old launcher would be tested.
+fn fresh(built: &Path) {
+    let time = |path: &Path| fs::metadata(path).and_then(|m| m.modified()).ok();
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    for folder in [sources.clone(), sources.join("monitor"), sources.join("launcher")] {
+        for source in fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()) {
+            let old = time(built) < time(&source) && source.is_file();
+            assert!(
+                !old,
+                "{} is newer than the launcher: `cargo build -p berth-launcher --examples`",
+                source.display()
+            );
+        }
+    }
 }
 
 fn load_busybox(temp: &Path) -> String {
