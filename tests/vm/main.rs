@@ -5,6 +5,7 @@
 mod devices;
 mod journey;
 mod on_guest;
+mod selinux;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -117,6 +118,8 @@ fn missing() -> Option<String> {
         ("cpio", "cpio"),
         ("mke2fs", "e2fsprogs"),
         ("zstd", "zstd"),
+        ("secilc", "secilc"),
+        ("setfiles", "policycoreutils"),
     ] {
         let found = std::env::var_os("PATH")
             .is_some_and(|path| std::env::split_paths(&path).any(|dir: PathBuf| dir.join(program).exists()));
@@ -148,6 +151,17 @@ fn main() -> ExitCode {
             tests.extend(journey::tests(&rt612));
             tests.extend(devices::tests(&rt612));
             tests.push(rt612.end());
+            let selinux = Guest::new(Spec {
+                name: "selinux",
+                arch: "amd64",
+                kernel: "linux-image-6.12-rt-amd64",
+                flavour: "busybox-selinux",
+                isolcpus: "2-3",
+                append: "security=selinux enforcing=1",
+                qemu: &[],
+            });
+            tests.extend(selinux::tests(&selinux));
+            tests.push(selinux.end());
         }
     }
     let listing = arguments.list;

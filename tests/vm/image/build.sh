@@ -6,9 +6,11 @@
 #   ARCH         amd64 | arm64
 #   KERNEL_META  a Debian meta package (linux-image-6.12-rt-amd64); the exact version is derived from the
 #                archive, so that a point release needs no change here, and is printed
-#   FLAVOUR      busybox (default: busybox init and udevd) | systemd (real systemd as PID 1)
+#   FLAVOUR      busybox (default: busybox init and udevd) | busybox-selinux (the same with policies/selinux, its
+#                labels written here; boot it with security=selinux enforcing=1) | systemd (real systemd as PID 1)
 #
-# Needs apt-get, dpkg-deb, depmod and modprobe (kmod), cpio, mke2fs (e2fsprogs), zstd, xz. No loop device, no mount.
+# Needs apt-get, dpkg-deb, depmod and modprobe (kmod), cpio, mke2fs (e2fsprogs), zstd, xz; for SELinux make, secilc,
+# setfiles (policycoreutils) and root. No loop device, no mount.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/packages.sh"
@@ -21,13 +23,22 @@ say() { printf 'rig: %s\n' "$*" >&2; }
 kernel=$(apt-cache depends "$meta:$arch" 2>/dev/null | awk '$1=="Depends:" && $2 ~ /^linux-image-/ {sub(/:.*/, "", $2); print $2; exit}')
 [ -n "$kernel" ] || { say "no package $meta:$arch in the archive: run apt-get update (and dpkg --add-architecture $arch); no guest was built"; exit 1; }
 version=${kernel#linux-image-}
-stamp="$version $(cat "$here"/* | sha256sum | cut -c1-16)"
+policy=$here/../../../policies/selinux
+case $flavour in *-selinux) sources=("$here"/* "$policy"/*) ;; *) sources=("$here"/*) ;; esac
+stamp="$version $(cat "${sources[@]}" | sha256sum | cut -c1-16)"
 if [ "$(cat "$img/stamp" 2>/dev/null)" = "$stamp" ]; then say "$arch $version is built already"; exit 0; fi
 say "building $arch guest with $kernel and $flavour init"
 case $flavour in
   busybox) ;;
+  busybox-selinux)
+    for tool in make secilc setfiles; do
+      command -v $tool >/dev/null || { say "$tool is missing (apt-get install make secilc policycoreutils); no guest was built"; exit 1; }
+    done
+    ROOT_PACKAGES="$ROOT_PACKAGES $SELINUX_PACKAGES"
+    make -s -C "$policy" OUT="$work/policy"
+    ;;
   systemd) ROOT_PACKAGES="$ROOT_PACKAGES $SYSTEMD_PACKAGES" ;;
-  *) say "no flavour $flavour: busybox or systemd"; exit 1 ;;
+  *) say "no flavour $flavour: busybox, busybox-selinux or systemd"; exit 1 ;;
 esac
 
 # --- download what is not there yet (the cache is the only thing worth keeping between runs)
@@ -112,6 +123,11 @@ if [ "$flavour" = systemd ]; then
   echo 0123456789abcdef0123456789abcdef >"$root/etc/machine-id"
   echo "messagebus:x:101:101::/nonexistent:/bin/false" >>"$root/etc/passwd"; echo "messagebus:x:101:" >>"$root/etc/group"
   : >"$root/var/lib/dpkg/status"; : >"$root/var/lib/dpkg/available"
+fi
+if [ "$flavour" = busybox-selinux ]; then
+  # Labels are written here, so that the guest never relabels.
+  make -s -C "$policy" OUT="$work/policy" DESTDIR="$root" install
+  setfiles -F -r "$root" "$policy/file_contexts" "$root"
 fi
 rm -f "$img/root.ext4"
 mke2fs -q -t ext4 -L root -O ^has_journal -E lazy_itable_init=0,root_owner=0:0 -d "$root" "$img/root.ext4" 512M

@@ -11,6 +11,9 @@ SYSTEMD_PACKAGES="systemd libsystemd-shared libsystemd0 systemd-sysv dbus libdbu
  libargon2-1 libp11-kit0 libidn2-0 libunistring2 libffi8 libexpat1 mount dpkg libmd0 tar libbz2-1.0 coreutils libgmp10 bash
  login passwd libpam-modules libpam-runtime"
 
+# What a guest with SELinux has more: load_policy, getenforce, and the commands that know labels.
+SELINUX_PACKAGES="selinux-utils policycoreutils libsepol2 libaudit1 libcap-ng0 coreutils libgmp10"
+
 # Needed by the initramfs to reach the root disk. crc32c is a soft dependency of ext4 that modprobe does not list.
 BOOT_MODULES="virtio_pci virtio_blk crc32c_generic ext4"
 
