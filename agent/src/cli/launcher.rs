@@ -1,8 +1,11 @@
 //! `berth launcher`: checks requests and forks monitors. No thread is started before or in it.
 
+use std::path::Path;
 use std::time::Duration;
 
 use berth_launcher::launcher::{LauncherConfig, main as serve};
+use berth_launcher::client::MONITORS;
+use berth_rt::cgroup::{Cgroup, Hierarchy};
 use clap::Args;
 
 use crate::daemon::settings::Folders;
@@ -32,6 +35,8 @@ pub(super) fn main(folders: Folders, args: LauncherArgs) -> Outcome {
             nix::unistd::setsid()?;
         }
     }
+    let parent = args.cgroup_parent.clone();
+    let monitors = folders.run.join(MONITORS);
     serve(LauncherConfig {
         run_dir: folders.run,
         state_dir: folders.state,
@@ -40,5 +45,21 @@ pub(super) fn main(folders: Folders, args: LauncherArgs) -> Outcome {
         proof_interval: Duration::from_millis(args.proof_interval),
     })
     .map_err(|error| with_hint(&error, error.hint()))?;
+    remove_parent(&monitors, &parent);
     Ok(DONE)
+}
+
+/// Told to end, with no container left: the cgroup they all were in goes too (the agent may not do it: it has no
+/// capability). One that others use stays.
+fn remove_parent(monitors: &Path, parent: &str) {
+    let kept = |entry: std::fs::DirEntry| entry.path().extension().is_some_and(|e| e == "sock");
+    if std::fs::read_dir(monitors).is_ok_and(|entries| entries.flatten().any(kept)) {
+        return;
+    }
+    let Ok(hierarchy) = Hierarchy::discover(Path::new("/")) else { return };
+    if let Ok(cgroup) = Cgroup::open(&hierarchy, parent)
+        && let Err(error) = cgroup.remove()
+    {
+        eprintln!("berth launcher: {error}");
+    }
 }

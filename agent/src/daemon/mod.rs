@@ -119,6 +119,8 @@ pub(crate) struct Agent {
     metrics: Metrics,
     metrics_at: Option<SocketAddr>,
     waiters: Vec<Waiter>,
+    /// Requests that came before the start was done; `None` afterwards.
+    early: Option<Vec<Input>>,
     topology: Topology,
     support: Support,
     queue: UnboundedSender<Input>,
@@ -259,6 +261,8 @@ impl Agent {
             Input::Swept { id, result } => {
                 self.feed(Event::Report { id, report: crate::core::Report::Swept(result) });
             }
+            // Nobody is answered before it is known what runs.
+            asked @ Input::Asked { .. } if self.early.is_some() => self.early.get_or_insert_default().push(asked),
             Input::Asked { op, conn, reply } => self.on_asked(*op, conn, reply),
             Input::Api(news) => self.on_api(news),
             Input::Metrics { status, reply } => {

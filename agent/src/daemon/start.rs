@@ -75,6 +75,7 @@ impl Agent {
             metrics,
             metrics_at,
             waiters: Vec::new(),
+            early: Some(Vec::new()),
             topology,
             support,
             queue,
@@ -111,6 +112,9 @@ impl Agent {
         let text = format!("started, device events from {}", agent.devices.source());
         agent.note(NoticeKind::Agent, "agent", text);
         agent.feed(Event::Ready);
+        for input in agent.early.take().unwrap_or_default() {
+            agent.on_input(input);
+        }
         Ok(agent)
     }
 

@@ -61,6 +61,7 @@ fn agent(folder: &Path) -> (Agent, UnboundedReceiver<Input>) {
         metrics: Metrics::new().unwrap(),
         metrics_at: None,
         waiters: Vec::new(),
+        early: None,
         topology,
         support,
         queue,
