@@ -129,13 +129,16 @@ fn plug_cycles(vm: &mut Vm, hardware: &Hardware) -> Result<()> {
             &format!("berth logs {name} | grep -q '\"open\":true'"),
             LIMIT,
         )?;
-        if !hardware.interface && hardware.name != "usb-serial" {
-            vm.until(
-                &format!("round {round}: the worker has read a block"),
-                &format!("berth logs {name} | grep '\"bytes\":[1-9]'"),
-                LIMIT,
-            )?;
-        }
+        let (what, sign) = match (hardware.interface, hardware.name) {
+            (true, _) => ("sent a frame", "\"sent\":[1-9]"),
+            (false, "usb-serial") => ("opened the tty", "\"kind\":\"char\""),
+            (false, _) => ("read a block", "\"bytes\":[1-9]"),
+        };
+        vm.until(
+            &format!("round {round}: the worker has {what}"),
+            &format!("berth logs {name} | grep '{sign}'"),
+            LIMIT,
+        )?;
         let proof = vm.sh(&format!("berth prove {name}"))?;
         ensure!(proof.contains("seccomp"), "round {round}: {proof}");
         vm.unplug(&format!("d{}", hardware.name.replace('-', "")))?;

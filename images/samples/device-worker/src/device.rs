@@ -23,7 +23,11 @@ pub(crate) enum Device {
     /// A device node.
     Node {
         path: String,
+        /// Kept open, but for a block device: that is opened for each look and closed again, as long as somebody
+        /// holds a loop device it cannot be removed.
         file: Option<File>,
+        /// Could it be opened the last time?
+        opened: bool,
         kind: &'static str,
         number: String,
         bytes: u64,
@@ -34,6 +38,8 @@ pub(crate) enum Device {
         name: String,
         socket: Option<OwnedFd>,
         up: Option<bool>,
+        /// Frames the kernel took from us.
+        sent: u64,
         problem: Option<String>,
     },
 }
@@ -45,6 +51,7 @@ impl Device {
             (Some(path), _) => Self::Node {
                 path: path.clone(),
                 file: None,
+                opened: false,
                 kind: "absent",
                 number: String::new(),
                 bytes: 0,
@@ -54,6 +61,7 @@ impl Device {
                 name: name.clone(),
                 socket: None,
                 up: None,
+                sent: 0,
                 problem: None,
             },
             (None, None) => Self::None,
@@ -69,6 +77,7 @@ impl Device {
             Self::Node {
                 path,
                 file,
+                opened,
                 kind,
                 number,
                 bytes,
@@ -76,11 +85,18 @@ impl Device {
             } => {
                 let looked = match file {
                     Some(open) => read(open, kind),
-                    None => open_node(path).and_then(|(opened, what, devnum)| {
-                        (*kind, *number) = (what, devnum);
-                        read(file.insert(opened), kind)
-                    }),
+                    None => {
+                        let found = open_node(path);
+                        *opened = found.is_ok();
+                        found.and_then(|(open, what, devnum)| {
+                            (*kind, *number) = (what, devnum);
+                            read(file.insert(open), kind)
+                        })
+                    }
                 };
+                if *kind == "block" {
+                    *file = None;
+                }
                 match looked {
                     Ok(got) => {
                         *bytes += got;
@@ -93,6 +109,7 @@ impl Device {
                 name,
                 socket,
                 up,
+                sent,
                 problem,
             } => {
                 *problem = None;
@@ -110,6 +127,13 @@ impl Device {
                         Err(_) => {}
                     }
                 }
+                if let (Some(socket), Some(true)) = (socket, *up) {
+                    match kernel::send_frame(socket) {
+                        Ok(()) => *sent += 1,
+                        Err(error) if problem.is_none() => *problem = Some(format!("send: {error}")),
+                        Err(_) => {}
+                    }
+                }
             }
         }
     }
@@ -120,22 +144,24 @@ impl Device {
             Self::None => Value::Null,
             Self::Node {
                 path,
-                file,
+                file: _,
+                opened,
                 kind,
                 number,
                 bytes,
                 problem,
             } => json!({
-                "path": path, "open": file.is_some(), "kind": kind, "number": number, "bytes": bytes,
+                "path": path, "open": opened, "kind": kind, "number": number, "bytes": bytes,
                 "problem": problem,
             }),
             Self::Interface {
                 name,
                 socket,
                 up,
+                sent,
                 problem,
             } => json!({
-                "interface": name, "open": socket.is_some(), "up": up, "problem": problem,
+                "interface": name, "open": socket.is_some(), "up": up, "sent": sent, "problem": problem,
             }),
         }
     }

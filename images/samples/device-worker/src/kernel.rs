@@ -219,6 +219,23 @@ pub(crate) fn packet_socket(name: &str) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// Sends one broadcast frame of the ethertype for local experiments (IEEE 802: 0x88B5) through a socket of
+/// [`packet_socket`].
+pub(crate) fn send_frame(socket: &OwnedFd) -> io::Result<()> {
+    let mut frame = [0u8; 60];
+    frame[..6].fill(0xff);
+    // The source: a locally administered address of nobody.
+    frame[6] = 0x02;
+    frame[12..14].copy_from_slice(&0x88B5_u16.to_be_bytes());
+    // SAFETY: `frame` is readable for the length passed.
+    let sent = unsafe { libc::send(socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
+    if sent < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
 fn owned(fd: libc::c_int) -> io::Result<OwnedFd> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
