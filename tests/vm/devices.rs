@@ -16,7 +16,7 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(150);
 /// QEMU's back ends of the devices below; a guest that runs these tests is booted with them.
 pub(crate) const BACKENDS: &[&str] = &[
     "-chardev",
-    "null,id=serial0",
+    "null,id=adapter0",
     "-netdev",
     "user,id=net0,restrict=on",
     "-netdev",
@@ -45,7 +45,7 @@ const ALL: &[Hardware] = &[
     Hardware {
         name: "usb-serial",
         driver: "usb-serial",
-        properties: || json!({"bus": "xhci.0", "chardev": "serial0", "always-plugged": true}),
+        properties: || json!({"bus": "xhci.0", "chardev": "adapter0", "always-plugged": true}),
         rule: r#"SUBSYSTEM=="tty", KERNEL=="ttyUSB*", SUBSYSTEMS=="usb", ATTRS{idVendor}=="0403""#,
         interface: false,
     },

@@ -105,7 +105,7 @@ fn serial(vm: &mut Vm) -> Result<()> {
     for round in 0..2 {
         vm.plug(
             "usb-serial",
-            json!({"id": "serial0", "bus": "xhci.0", "chardev": "serial0", "always-plugged": true}),
+            json!({"id": "serial0", "bus": "xhci.0", "chardev": "adapter0", "always-plugged": true}),
         )?;
         let name = on_guest::running(vm, "tty")?;
         let pid = on_guest::in_phase(vm, "tty", "running")?["pid"]
