@@ -32,6 +32,7 @@ use crate::harden::{self, HardenError};
 use crate::monitor::{self, Seed};
 use crate::paths::{self, Paths};
 use crate::profile::Profiles;
+use crate::selinux::Labels;
 use crate::wire::{LaunchRequest, LauncherRequest, Refusal, Reply};
 use crate::{check, socket};
 
@@ -146,6 +147,7 @@ struct Launcher {
     hierarchy: Hierarchy,
     store: Option<Store>,
     profiles: Profiles,
+    labels: Labels,
     signals: SignalFd,
     listener: OwnedFd,
     peers: Vec<Peer>,
@@ -201,6 +203,7 @@ pub fn main(config: LauncherConfig) -> Result<(), LauncherError> {
         hierarchy,
         store: None,
         profiles: Profiles::new(config.config_dir.join("profiles")),
+        labels: Labels::find(std::path::Path::new("/sys"), &config.run_dir),
         signals,
         listener,
         peers: Vec::new(),
@@ -414,6 +417,7 @@ impl Launcher {
         match unsafe { fork() } {
             Err(e) => {
                 drop(paths::remove_tree(&self.paths.storage(&id)));
+                self.labels.free(&id);
                 let refusal = Refusal {
                     stage: "fork".into(),
                     message: format!("fork: {e}"),

@@ -13,6 +13,7 @@ pub mod log;
 mod monitor;
 pub mod paths;
 pub mod profile;
+mod selinux;
 pub mod socket;
 pub mod users;
 pub mod wire;

@@ -67,7 +67,7 @@ impl Launcher {
         }
         mark("profile");
         let storage = self.paths.storage(&request.id);
-        let composed = compose(&Inputs {
+        let mut composed = compose(&Inputs {
             request,
             image: &image.config,
             layers: &image.layers,
@@ -79,6 +79,8 @@ impl Launcher {
             oom_score_adj: self.oom_score_adj,
         })?;
         mark("compose");
+        self.labels.apply(&request.id, &mut composed.spec)?;
+        mark("labels");
         let containers = self.paths.run.join("containers");
         let context = Context {
             state_root: &containers,
@@ -106,6 +108,7 @@ impl Launcher {
             });
         if plan.is_err() {
             drop(paths::remove_tree(&storage));
+            self.labels.free(&request.id);
         }
         mark("plan");
         Ok(Judged {

@@ -24,6 +24,10 @@ impl Launcher {
                 self.on_dead(&id);
             }
         }
+        // What could not be swept keeps its socket, and its categories.
+        let monitors = self.paths.monitors();
+        self.labels
+            .retain(|id| monitors.join(format!("{id}.sock")).exists());
     }
 
     /// Ids with a socket or a state folder.
@@ -73,6 +77,7 @@ impl Launcher {
             return;
         }
         if !socket.exists() && !self.paths.container(id).exists() {
+            self.labels.free(id);
             return;
         }
         match self.clear(id, true) {
@@ -95,7 +100,7 @@ impl Launcher {
         self.clear(id, false)
     }
 
-    /// Goes on after an error, and tells all of them.
+    /// Goes on after an error, and tells all of them. A container that is not wholly gone keeps its categories.
     fn clear(&self, id: &str, keep_record: bool) -> Result<(), Refusal> {
         let mut errors = Vec::new();
         let mut hint = None;
@@ -132,6 +137,7 @@ impl Launcher {
         ));
         errors.extend(done.into_iter().filter_map(Result::err).map(|e| e.to_string()));
         if errors.is_empty() {
+            self.labels.free(id);
             return Ok(());
         }
         Err(Refusal {
