@@ -60,7 +60,9 @@ fn metrics(text: &str) -> Result<Metrics, String> {
     if text == "off" {
         return Ok(Metrics(None));
     }
-    let address: SocketAddr = text.parse().map_err(|_| "an address such as 127.0.0.1:9464, or off".to_owned())?;
+    let address: SocketAddr = text
+        .parse()
+        .map_err(|_| "an address such as 127.0.0.1:9464, or off".to_owned())?;
     if !address.ip().is_loopback() {
         return Err("metrics are served on loopback addresses only".to_owned());
     }
@@ -73,7 +75,10 @@ fn source(text: &str) -> Result<Source, String> {
 
 pub(super) fn main(folders: Folders, args: AgentArgs) -> Outcome {
     let filter = EnvFilter::try_new(&args.log)?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false);
     match args.log_format {
         LogFormat::Text => log.with_ansi(false).init(),
         LogFormat::Json => log.json().init(),

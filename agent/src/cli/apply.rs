@@ -44,31 +44,43 @@ pub(super) struct DeleteArgs {
 }
 
 pub(super) fn plan(folders: &Folders, args: &PlanArgs) -> Outcome {
-    let Some(set) = read(folders, &args.paths)? else { return Ok(no()) };
+    let Some(set) = read(folders, &args.paths)? else {
+        return Ok(no());
+    };
     let changes = if args.delete { taking(&set) } else { putting(set) };
     let outcome: Changed = ask(folders, Op::Plan(Box::new(changes)))?;
     show(&outcome, args.output.output, "would ")
 }
 
 pub(super) fn apply(folders: &Folders, args: &ApplyArgs) -> Outcome {
-    let Some(set) = read(folders, &args.paths)? else { return Ok(no()) };
+    let Some(set) = read(folders, &args.paths)? else {
+        return Ok(no());
+    };
     let outcome: Changed = ask(folders, Op::Apply(Box::new(putting(set))))?;
     show(&outcome, args.output.output, "")
 }
 
 pub(super) fn delete(folders: &Folders, args: &DeleteArgs) -> Outcome {
-    let Some(set) = read(folders, &args.paths)? else { return Ok(no()) };
+    let Some(set) = read(folders, &args.paths)? else {
+        return Ok(no());
+    };
     let outcome: Changed = ask(folders, Op::Apply(Box::new(taking(&set))))?;
     show(&outcome, args.output.output, "")
 }
 
 fn putting(set: Set) -> Changes {
-    Changes { set, delete: Vec::new() }
+    Changes {
+        set,
+        delete: Vec::new(),
+    }
 }
 
 fn taking(set: &Set) -> Changes {
     let keys: Vec<(Kind, String)> = set.keys();
-    Changes { set: Set::default(), delete: keys }
+    Changes {
+        set: Set::default(),
+        delete: keys,
+    }
 }
 
 /// Reads the documents onto those in force; `None` where there are faults, which are told.
@@ -97,7 +109,11 @@ fn show(outcome: &Changed, format: Format, would: &str) -> anyhow::Result<ExitCo
         }
     }
     for step in &outcome.containers {
-        let text = if step.text.is_empty() { String::new() } else { format!(": {}", step.text) };
+        let text = if step.text.is_empty() {
+            String::new()
+        } else {
+            format!(": {}", step.text)
+        };
         println!("{would}{} container {}{text}", step.action, step.name);
     }
     if outcome.documents.is_empty() && outcome.containers.is_empty() {

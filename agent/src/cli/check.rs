@@ -28,7 +28,11 @@ pub(super) fn main(args: &CheckArgs) -> Outcome {
     let report = check(&args.paths, &Set::default());
     if args.output.output == Format::Json {
         let (documents, faults, warnings) = (report.set.len(), &report.faults, &report.warnings);
-        table::json(&Checked { documents, faults, warnings })?;
+        table::json(&Checked {
+            documents,
+            faults,
+            warnings,
+        })?;
     } else {
         for fault in report.warnings.iter().chain(&report.faults) {
             eprintln!("{fault}");

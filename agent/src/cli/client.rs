@@ -36,7 +36,9 @@ impl Client {
             };
             with_hint(format!("{}: {error}", folders.api().display()), hint)
         })?;
-        Ok(Client { reader: BufReader::new(fd.into()) })
+        Ok(Client {
+            reader: BufReader::new(fd.into()),
+        })
     }
 
     pub(super) fn send(&mut self, op: Op) -> anyhow::Result<()> {
@@ -70,7 +72,9 @@ impl Client {
     pub(super) fn next<T: DeserializeOwned>(&mut self) -> anyhow::Result<Option<T>> {
         let mut line = Vec::new();
         // Answers are the agent's own: they may be longer than what it takes, but not without end.
-        let n = (&mut self.reader).take(16 * MAX_LINE as u64).read_until(b'\n', &mut line)?;
+        let n = (&mut self.reader)
+            .take(16 * MAX_LINE as u64)
+            .read_until(b'\n', &mut line)?;
         if n == 0 {
             return Ok(None);
         }

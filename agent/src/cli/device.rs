@@ -72,7 +72,8 @@ struct RulesArgs {
 }
 
 fn action(text: &str) -> Result<Action, String> {
-    text.parse().map_err(|e: berth_hotplug::event::EventError| e.to_string())
+    text.parse()
+        .map_err(|e: berth_hotplug::event::EventError| e.to_string())
 }
 
 #[derive(Serialize)]
@@ -121,7 +122,9 @@ fn rules(folders: &Folders, args: &RulesArgs) -> anyhow::Result<Vec<Rule>> {
             Err(_) => load(std::slice::from_ref(&folders.config))?,
         }
     } else {
-        let base = ask::<Documents>(folders, Op::Documents).map(|d| d.set).unwrap_or_default();
+        let base = ask::<Documents>(folders, Op::Documents)
+            .map(|d| d.set)
+            .unwrap_or_default();
         let report = check(&args.rules, &base);
         if let Some(fault) = report.faults.first() {
             anyhow::bail!("{fault}");
@@ -172,9 +175,14 @@ fn ls(folders: &Folders, args: &LsArgs) -> Outcome {
             devnode: device.devnode().map(str::to_owned),
             identity: device.identity(),
             rule: chosen(&rules, device, Action::Add).map(|(rule, _)| rule),
-            containers: by_device.get(device.sysname().as_str()).cloned().unwrap_or_default(),
+            containers: by_device
+                .get(device.sysname().as_str())
+                .cloned()
+                .unwrap_or_default(),
         })
-        .filter(|row| args.all || row.devnode.is_some() || row.rule.is_some() || row.subsystem.as_deref() == Some("net"))
+        .filter(|row| {
+            args.all || row.devnode.is_some() || row.rule.is_some() || row.subsystem.as_deref() == Some("net")
+        })
         .collect();
     if args.output.output == Format::Json {
         table::json(&rows)?;
@@ -189,12 +197,19 @@ fn ls(folders: &Folders, args: &LsArgs) -> Outcome {
                 or_none(&row.subsystem.as_deref().map(shown)),
                 or_none(&row.devnode.as_deref().map(shown)),
                 or_none(&row.rule),
-                if row.containers.is_empty() { "-".to_owned() } else { row.containers.join(", ") },
+                if row.containers.is_empty() {
+                    "-".to_owned()
+                } else {
+                    row.containers.join(", ")
+                },
                 shown(&row.syspath),
             ]
         })
         .collect();
-    table::print(&["NAME", "SUBSYSTEM", "NODE", "RULE", "CONTAINER", "SYSPATH"], &cells)?;
+    table::print(
+        &["NAME", "SUBSYSTEM", "NODE", "RULE", "CONTAINER", "SYSPATH"],
+        &cells,
+    )?;
     Ok(DONE)
 }
 
@@ -206,7 +221,11 @@ fn explain_device(folders: &Folders, args: &ExplainArgs) -> Outcome {
         .iter()
         .map(|rule| {
             let explained = explain(&rule.matches, &device, args.action);
-            Explained { rule: rule.name.clone(), holds: explained.holds, clauses: explained.clauses }
+            Explained {
+                rule: rule.name.clone(),
+                holds: explained.holds,
+                clauses: explained.clauses,
+            }
         })
         .collect();
     let any = all.iter().any(|e| e.holds);
@@ -216,11 +235,26 @@ fn explain_device(folders: &Folders, args: &ExplainArgs) -> Outcome {
     }
     println!("{device}");
     for explained in &all {
-        println!("rule {}: {}", explained.rule, if explained.holds { "matches" } else { "does not match" });
+        println!(
+            "rule {}: {}",
+            explained.rule,
+            if explained.holds {
+                "matches"
+            } else {
+                "does not match"
+            }
+        );
         for clause in &explained.clauses {
-            let actual = clause.actual.as_ref().map_or_else(|| "(none)".to_owned(), |a| format!("\"{a}\""));
+            let actual = clause
+                .actual
+                .as_ref()
+                .map_or_else(|| "(none)".to_owned(), |a| format!("\"{a}\""));
             let holds = if clause.holds { "yes" } else { "no " };
-            println!("  {holds}  {}  is {actual}  at {}", clause.text, safe::show(&clause.found_at, 256));
+            println!(
+                "  {holds}  {}  is {actual}  at {}",
+                clause.text,
+                safe::show(&clause.found_at, 256)
+            );
         }
     }
     match chosen(&Rules::new(rules), &device, args.action) {
@@ -281,6 +315,10 @@ fn print(seen: &Seen, device: &Device, format: Format) -> anyhow::Result<()> {
         (Some(rule), None) => format!("  {rule}"),
         _ => String::new(),
     };
-    println!("{:<8} {device}  {}{then}", seen.action, safe::show(&seen.syspath, 256));
+    println!(
+        "{:<8} {device}  {}{then}",
+        seen.action,
+        safe::show(&seen.syspath, 256)
+    );
     Ok(())
 }

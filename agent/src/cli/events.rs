@@ -24,7 +24,10 @@ pub(super) struct EventsArgs {
 
 pub(super) fn main(folders: &Folders, args: &EventsArgs) -> Outcome {
     let mut client = Client::connect(folders)?;
-    client.send(Op::Events { follow: args.follow, since: args.since })?;
+    client.send(Op::Events {
+        follow: args.follow,
+        since: args.since,
+    })?;
     let past: Vec<Happening> = client.answer()?;
     for happening in &past {
         print(happening, args.output.output)?;
@@ -56,5 +59,10 @@ fn text(happening: &Happening) -> String {
         Ok(serde_json::Value::String(word)) => word,
         _ => String::new(),
     };
-    format!("{time} {} {word:<16} {} {}", happening.seq, happening.subject, happening.text).trim_end().to_owned()
+    format!(
+        "{time} {} {word:<16} {} {}",
+        happening.seq, happening.subject, happening.text
+    )
+    .trim_end()
+    .to_owned()
 }

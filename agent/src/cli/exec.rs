@@ -39,12 +39,26 @@ pub(super) fn variable(text: &str) -> Result<(String, String), String> {
 }
 
 pub(super) fn main(folders: &Folders, args: ExecArgs) -> Outcome {
-    let found: Vec<Details> = ask(folders, Op::Inspect { name: args.name.clone() })?;
+    let found: Vec<Details> = ask(
+        folders,
+        Op::Inspect {
+            name: args.name.clone(),
+        },
+    )?;
     let [one] = found.as_slice() else {
-        anyhow::bail!("`{}` has {} containers: name one of those in `berth ps`", args.name, found.len());
+        anyhow::bail!(
+            "`{}` has {} containers: name one of those in `berth ps`",
+            args.name,
+            found.len()
+        );
     };
     let mut monitor = Client::monitor(&folders.run, &one.container.id)?;
-    let command = Command::Exec { version: wire::VERSION, args: args.command, env: args.env, cwd: args.workdir };
+    let command = Command::Exec {
+        version: wire::VERSION,
+        args: args.command,
+        env: args.env,
+        cwd: args.workdir,
+    };
     let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
     monitor.send(&command, &[stdin.as_fd(), stdout.as_fd(), stderr.as_fd()])?;
     while let Some(received) = monitor.receive()? {

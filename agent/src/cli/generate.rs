@@ -31,9 +31,14 @@ pub(super) fn man(args: &ManArgs) -> Outcome {
     let mut found = command;
     let mut name = "berth".to_owned();
     for word in &args.command {
-        found = found.find_subcommand(word).with_context(|| format!("there is no command `{word}`"))?.clone();
+        found = found
+            .find_subcommand(word)
+            .with_context(|| format!("there is no command `{word}`"))?
+            .clone();
         name = format!("{name}-{word}");
     }
-    clap_mangen::Man::new(found).title(name).render(&mut io::stdout())?;
+    clap_mangen::Man::new(found)
+        .title(name)
+        .render(&mut io::stdout())?;
     Ok(DONE)
 }

@@ -84,9 +84,9 @@ pub(super) fn main(folders: &Folders, command: ImageCommand) -> Outcome {
     let open = |mode| Store::open(&root, mode).map_err(told);
     match command {
         ImageCommand::Load(args) => {
-            let loaded = open(Mode::Write)?.load(&args.path, args.name.as_deref()).map_err(|error| {
-                told(error).context(format!("{}: not loaded", args.path.display()))
-            })?;
+            let loaded = open(Mode::Write)?
+                .load(&args.path, args.name.as_deref())
+                .map_err(|error| told(error).context(format!("{}: not loaded", args.path.display())))?;
             if args.output.output == Format::Json {
                 table::json(&loaded)?;
             } else {
@@ -113,7 +113,10 @@ pub(super) fn main(folders: &Folders, command: ImageCommand) -> Outcome {
                         cells.into_iter().chain(more).collect()
                     })
                     .collect();
-                table::print(&["REFERENCE", "DIGEST", "PLATFORM", "LAYERS", "BYTES", "PROBLEM"], &rows)?;
+                table::print(
+                    &["REFERENCE", "DIGEST", "PLATFORM", "LAYERS", "BYTES", "PROBLEM"],
+                    &rows,
+                )?;
             }
         }
         ImageCommand::Inspect(args) => {
@@ -131,8 +134,9 @@ pub(super) fn main(folders: &Folders, command: ImageCommand) -> Outcome {
             if args.output.output == Format::Json {
                 table::json(&freed)?;
             } else {
-                let (blobs, layers, bytes) =
-                    freed.iter().fold((0, 0, 0), |s, f| (s.0 + f.blobs, s.1 + f.layers, s.2 + f.bytes));
+                let (blobs, layers, bytes) = freed
+                    .iter()
+                    .fold((0, 0, 0), |s, f| (s.0 + f.blobs, s.1 + f.layers, s.2 + f.bytes));
                 println!("freed {blobs} blobs, {layers} layers, {bytes} bytes");
             }
         }

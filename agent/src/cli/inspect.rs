@@ -19,7 +19,12 @@ pub(super) struct InspectArgs {
 }
 
 pub(super) fn main(folders: &Folders, args: &InspectArgs) -> Outcome {
-    let all: Vec<Details> = ask(folders, Op::Inspect { name: args.name.clone() })?;
+    let all: Vec<Details> = ask(
+        folders,
+        Op::Inspect {
+            name: args.name.clone(),
+        },
+    )?;
     if args.output.output == Format::Json {
         table::json(&all)?;
         return Ok(DONE);
@@ -41,17 +46,44 @@ fn text(details: &Details) {
     line("pid", or_none(&c.pid));
     line("rule", or_none(&details.rule));
     line("device", or_none(&details.syspath));
-    line("cpus", format!("{}{}", or_none(&c.cpus), if c.shared { " (shared)" } else { "" }));
+    line(
+        "cpus",
+        format!("{}{}", or_none(&c.cpus), if c.shared { " (shared)" } else { "" }),
+    );
     line("isolation", or_none(&c.isolation));
     line("scheduler", c.scheduler.clone());
     line("restarts", c.restarts.to_string());
-    line("last end", c.exit.as_ref().map_or_else(|| "-".to_owned(), exit_words));
-    line("failure", details.failure.as_ref().map_or_else(|| "-".to_owned(), words));
-    line("drift", if c.drift.is_empty() { "-".to_owned() } else { c.drift.join("; ") });
+    line(
+        "last end",
+        c.exit.as_ref().map_or_else(|| "-".to_owned(), exit_words),
+    );
+    line(
+        "failure",
+        details.failure.as_ref().map_or_else(|| "-".to_owned(), words),
+    );
+    line(
+        "drift",
+        if c.drift.is_empty() {
+            "-".to_owned()
+        } else {
+            c.drift.join("; ")
+        },
+    );
     line("dropped", format!("{} bytes of output", details.dropped_bytes));
     line("log", details.log.clone());
     line("socket", details.socket.clone());
-    let steps: Vec<String> = details.timing.iter().map(|(step, us)| format!("{step} {us} us")).collect();
-    line("timing", if steps.is_empty() { "-".to_owned() } else { steps.join(", ") });
+    let steps: Vec<String> = details
+        .timing
+        .iter()
+        .map(|(step, us)| format!("{step} {us} us"))
+        .collect();
+    line(
+        "timing",
+        if steps.is_empty() {
+            "-".to_owned()
+        } else {
+            steps.join(", ")
+        },
+    );
     println!();
 }

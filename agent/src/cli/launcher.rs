@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use berth_launcher::launcher::{LauncherConfig, main as serve};
 use berth_launcher::client::MONITORS;
+use berth_launcher::launcher::{LauncherConfig, main as serve};
 use berth_rt::cgroup::{Cgroup, Hierarchy};
 use clap::Args;
 
@@ -56,7 +56,9 @@ fn remove_parent(monitors: &Path, parent: &str) {
     if std::fs::read_dir(monitors).is_ok_and(|entries| entries.flatten().any(kept)) {
         return;
     }
-    let Ok(hierarchy) = Hierarchy::discover(Path::new("/")) else { return };
+    let Ok(hierarchy) = Hierarchy::discover(Path::new("/")) else {
+        return;
+    };
     if let Ok(cgroup) = Cgroup::open(&hierarchy, parent)
         && let Err(error) = cgroup.remove()
     {

@@ -37,9 +37,12 @@ pub(super) fn main(folders: &Folders, args: &LogsArgs) -> Outcome {
     let mut reader = Reader::new(path, args.timestamps);
     let mut out = io::stdout().lock();
     reader.print(&mut out)?;
-    while args.follow {
-        std::thread::sleep(LOOK);
-        reader.print(&mut out)?;
+    if args.follow {
+        // Until Ctrl-C: the container may be started again.
+        loop {
+            std::thread::sleep(LOOK);
+            reader.print(&mut out)?;
+        }
     }
     reader.finish(&mut out)?;
     Ok(DONE)
@@ -47,18 +50,31 @@ pub(super) fn main(folders: &Folders, args: &LogsArgs) -> Outcome {
 
 /// The log file of the container `name`: by the agent, else one that is still there.
 fn find(folders: &Folders, name: &str) -> anyhow::Result<PathBuf> {
-    match ask::<Vec<Details>>(folders, Op::Inspect { name: name.to_owned() }) {
+    match ask::<Vec<Details>>(
+        folders,
+        Op::Inspect {
+            name: name.to_owned(),
+        },
+    ) {
         Ok(found) => match found.as_slice() {
             [one] => Ok(PathBuf::from(&one.log)),
             [] => anyhow::bail!("`{name}` has no container"),
             many => {
                 let names: Vec<&str> = many.iter().map(|d| d.container.name.as_str()).collect();
-                anyhow::bail!("`{name}` has {} containers: name one of {}", many.len(), names.join(", "))
+                anyhow::bail!(
+                    "`{name}` has {} containers: name one of {}",
+                    many.len(),
+                    names.join(", ")
+                )
             }
         },
         Err(error) => {
             let left = folders.log(name);
-            if !name.contains('/') && left.is_file() { Ok(left) } else { Err(error) }
+            if !name.contains('/') && left.is_file() {
+                Ok(left)
+            } else {
+                Err(error)
+            }
         }
     }
 }
@@ -77,7 +93,14 @@ pub(super) struct Reader {
 
 impl Reader {
     pub(super) fn new(path: PathBuf, timestamps: bool) -> Reader {
-        Reader { path, file: None, begun: false, timestamps, rest: Vec::new(), open_line: false }
+        Reader {
+            path,
+            file: None,
+            begun: false,
+            timestamps,
+            rest: Vec::new(),
+            open_line: false,
+        }
     }
 
     /// Prints what is there now.
@@ -117,7 +140,9 @@ impl Reader {
     }
 
     fn entry(&mut self, line: &[u8], out: &mut impl Write) -> io::Result<()> {
-        let Some((time, whole, content)) = parse(line) else { return Ok(()) };
+        let Some((time, whole, content)) = parse(line) else {
+            return Ok(());
+        };
         if self.timestamps && !self.open_line {
             out.write_all(time)?;
             out.write_all(b" ")?;

@@ -148,8 +148,11 @@ fn no() -> ExitCode {
 /// Parses the command line and runs the command.
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
-    let folders =
-        Folders { run: cli.folders.run_dir, state: cli.folders.state_dir, config: cli.folders.config_dir };
+    let folders = Folders {
+        run: cli.folders.run_dir,
+        state: cli.folders.state_dir,
+        config: cli.folders.config_dir,
+    };
     let outcome = match cli.command {
         Command::Agent(args) => agent::main(folders, args),
         Command::Launcher(args) => launcher::main(folders, args),
@@ -174,7 +177,9 @@ pub(crate) fn main() -> ExitCode {
         Command::Node(command) => node::main(&folders, command),
         Command::Image(command) => image::main(&folders, command),
         Command::Profile(command) => profile::main(&folders, command),
-        Command::Oci { args } => Ok(ExitCode::from(u8::try_from(berth_runtime::oci::main(args)).unwrap_or(1))),
+        Command::Oci { args } => Ok(ExitCode::from(
+            u8::try_from(berth_runtime::oci::main(args)).unwrap_or(1),
+        )),
         Command::Completions(args) => generate::completions(&args),
         Command::Man(args) => generate::man(&args),
     };

@@ -102,13 +102,22 @@ pub(super) fn main(folders: &Folders, command: NodeCommand) -> Outcome {
 fn budget(support: &Support) -> String {
     match support {
         Support::PerGroup(b) => format!("{} us in {} us, shared by all cgroups", b.runtime_us, b.period_us),
-        Support::NodeOnly(Some(b)) => format!("{} us in {} us for the node, none for cgroups", b.runtime_us, b.period_us),
+        Support::NodeOnly(Some(b)) => format!(
+            "{} us in {} us for the node, none for cgroups",
+            b.runtime_us, b.period_us
+        ),
         Support::NodeOnly(None) => "not limited".to_owned(),
     }
 }
 
 fn text(shown: &Shown) -> anyhow::Result<()> {
-    let or_dash = |text: &str| if text.is_empty() { NONE.to_owned() } else { text.to_owned() };
+    let or_dash = |text: &str| {
+        if text.is_empty() {
+            NONE.to_owned()
+        } else {
+            text.to_owned()
+        }
+    };
     let line = |name: &str, value: String| println!("{name:<20}{value}");
     line("online CPUs", shown.online.clone());
     line("memory nodes", shown.memory_nodes.clone());
@@ -145,15 +154,24 @@ fn text(shown: &Shown) -> anyhow::Result<()> {
         .collect();
     table::print(&["CPU", "CORE", "PACKAGE", "NODE", "SIBLINGS", "ONLINE"], &cpus)?;
     println!();
-    let trees: Vec<Vec<String>> =
-        shown.controllers.iter().map(|c| vec![c.mount.clone(), or_dash(&c.controllers.join(", "))]).collect();
+    let trees: Vec<Vec<String>> = shown
+        .controllers
+        .iter()
+        .map(|c| vec![c.mount.clone(), or_dash(&c.controllers.join(", "))])
+        .collect();
     table::print(&["CGROUP", "CONTROLLERS"], &trees)?;
     if let Some(agent) = &shown.agent {
         println!();
         let held: Vec<Vec<String>> = agent
             .held
             .iter()
-            .map(|(owner, held)| vec![owner.clone(), or_dash(&held.cpus), format!("{} us", held.rt_budget_us)])
+            .map(|(owner, held)| {
+                vec![
+                    owner.clone(),
+                    or_dash(&held.cpus),
+                    format!("{} us", held.rt_budget_us),
+                ]
+            })
             .collect();
         table::print(&["CONTAINER", "CORES", "BUDGET"], &held)?;
     }

@@ -45,11 +45,17 @@ pub(super) struct KillArgs {
 
 fn signal(text: &str) -> Result<i32, String> {
     if let Ok(number) = text.parse::<i32>() {
-        return if (1..=64).contains(&number) { Ok(number) } else { Err("1 to 64".to_owned()) };
+        return if (1..=64).contains(&number) {
+            Ok(number)
+        } else {
+            Err("1 to 64".to_owned())
+        };
     }
     let upper = text.to_ascii_uppercase();
     let named = |name: &str| berth_documents::Signal::from_name(name).map(|signal| signal.number());
-    named(&upper).or_else(|| named(&format!("SIG{upper}"))).ok_or_else(|| "a signal such as SIGTERM or 15".to_owned())
+    named(&upper)
+        .or_else(|| named(&format!("SIG{upper}")))
+        .ok_or_else(|| "a signal such as SIGTERM or 15".to_owned())
 }
 
 fn show(containers: &[Container], format: Format) -> anyhow::Result<()> {
@@ -68,7 +74,14 @@ fn order(folders: &Folders, op: Op, format: Format) -> anyhow::Result<Vec<Contai
 }
 
 pub(super) fn stop(folders: &Folders, args: StopArgs) -> Outcome {
-    order(folders, Op::Stop { names: args.names, all: args.all }, args.output.output)?;
+    order(
+        folders,
+        Op::Stop {
+            names: args.names,
+            all: args.all,
+        },
+        args.output.output,
+    )?;
     Ok(DONE)
 }
 
@@ -90,7 +103,14 @@ pub(super) fn restart(folders: &Folders, args: NamesArgs) -> Outcome {
 
 pub(super) fn kill(folders: &Folders, args: KillArgs) -> Outcome {
     let signal = args.by_option.unwrap_or(args.signal);
-    order(folders, Op::Kill { names: vec![args.name], signal }, args.output.output)?;
+    order(
+        folders,
+        Op::Kill {
+            names: vec![args.name],
+            signal,
+        },
+        args.output.output,
+    )?;
     Ok(DONE)
 }
 

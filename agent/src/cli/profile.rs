@@ -30,10 +30,19 @@ pub(super) struct ShowArgs {
 pub(super) fn main(folders: &Folders, command: ProfileCommand) -> Outcome {
     let ProfileCommand::Show(args) = command;
     let custom: BTreeMap<String, ProfileSpec> = ask::<Documents>(folders, Op::Documents)
-        .map(|d| d.set.profiles.into_iter().map(|(name, document)| (name, document.spec)).collect())
+        .map(|d| {
+            d.set
+                .profiles
+                .into_iter()
+                .map(|(name, document)| (name, document.spec))
+                .collect()
+        })
         .unwrap_or_default();
     let Some(name) = args.name else {
-        let names: Vec<String> = shipped_names().map(str::to_owned).chain(custom.into_keys()).collect();
+        let names: Vec<String> = shipped_names()
+            .map(str::to_owned)
+            .chain(custom.into_keys())
+            .collect();
         if args.output.output == Format::Json {
             table::json(&names)?;
         } else {
@@ -61,9 +70,18 @@ fn view(profile: &Profile) -> Value {
     let limits: BTreeMap<&String, Value> = profile
         .rlimits
         .iter()
-        .map(|(name, limit)| (name, json!({"soft": limit.soft, "hard": limit.hard, "upTo": limit.up_to})))
+        .map(|(name, limit)| {
+            (
+                name,
+                json!({"soft": limit.soft, "hard": limit.hard, "upTo": limit.up_to}),
+            )
+        })
         .collect();
-    let devices: Vec<Value> = profile.devices.iter().filter_map(|d| Some(json!(d.to_oci().ok()?))).collect();
+    let devices: Vec<Value> = profile
+        .devices
+        .iter()
+        .filter_map(|d| Some(json!(d.to_oci().ok()?)))
+        .collect();
     json!({
         "name": profile.name,
         "chain": profile.chain,

@@ -51,6 +51,17 @@ pub(super) fn print(containers: &[Container]) -> std::io::Result<()> {
             ]
         })
         .collect();
-    let head = ["NAME", "PHASE", "PID", "CPUS", "SCHEDULER", "ISOLATION", "DEVICE", "RESTARTS", "AGE", "NOTE"];
+    let head = [
+        "NAME",
+        "PHASE",
+        "PID",
+        "CPUS",
+        "SCHEDULER",
+        "ISOLATION",
+        "DEVICE",
+        "RESTARTS",
+        "AGE",
+        "NOTE",
+    ];
     table::print(&head, &rows)
 }

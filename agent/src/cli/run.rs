@@ -58,7 +58,11 @@ fn spec(args: &RunArgs) -> anyhow::Result<WorkloadSpec> {
         Ok(cores) => json!(cores),
         Err(_) => json!(args.cpus),
     };
-    let env: Vec<Value> = args.env.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
+    let env: Vec<Value> = args
+        .env
+        .iter()
+        .map(|(name, value)| json!({"name": name, "value": value}))
+        .collect();
     let mut spec = json!({
         "image": args.image,
         "profile": args.profile,
@@ -80,14 +84,20 @@ fn spec(args: &RunArgs) -> anyhow::Result<WorkloadSpec> {
 
 pub(super) fn main(folders: &Folders, args: RunArgs) -> Outcome {
     let spec = spec(&args)?;
-    let name = args.name.clone().unwrap_or_else(|| format!("run-{}", std::process::id()));
+    let name = args
+        .name
+        .clone()
+        .unwrap_or_else(|| format!("run-{}", std::process::id()));
     let mut mask = SigSet::empty();
     mask.add(Signal::SIGINT);
     mask.add(Signal::SIGTERM);
     mask.thread_block()?;
     let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     let mut client = Client::connect(folders)?;
-    client.send(Op::Run { name: name.clone(), spec: Box::new(spec) })?;
+    client.send(Op::Run {
+        name: name.clone(),
+        spec: Box::new(spec),
+    })?;
     let container: Container = client.answer()?;
     if let Some(reason) = &container.reason {
         eprintln!("berth: {}: {reason}", container.phase);
@@ -98,8 +108,10 @@ pub(super) fn main(folders: &Folders, args: RunArgs) -> Outcome {
     let details: Details = loop {
         log.print(&mut out)?;
         let more = client.has_more();
-        let mut fds =
-            [PollFd::new(client.socket(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+        let mut fds = [
+            PollFd::new(client.socket(), PollFlags::POLLIN),
+            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+        ];
         match poll(&mut fds, PollTimeout::from(LOOK)) {
             Ok(_) | Err(nix::Error::EINTR) => {}
             Err(error) => return Err(error.into()),
@@ -108,7 +120,10 @@ pub(super) fn main(folders: &Folders, args: RunArgs) -> Outcome {
         let (answered, signalled) = (ready(0), ready(1));
         if signalled && signals.read_signal()?.is_some() && stopping.is_none() {
             let mut other = Client::connect(folders)?;
-            other.send(Op::Stop { names: vec![name.clone()], all: false })?;
+            other.send(Op::Stop {
+                names: vec![name.clone()],
+                all: false,
+            })?;
             stopping = Some(other);
         }
         if answered || more {
@@ -132,7 +147,9 @@ fn again(folders: &Folders, name: &str) -> anyhow::Result<Client> {
     loop {
         std::thread::sleep(Duration::from_millis(100));
         let asked = Client::connect(folders).and_then(|mut client| {
-            client.send(Op::Wait { name: name.to_owned() })?;
+            client.send(Op::Wait {
+                name: name.to_owned(),
+            })?;
             Ok(client)
         });
         match asked {

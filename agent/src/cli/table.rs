@@ -44,12 +44,17 @@ pub(super) fn json<T: Serialize>(value: &T) -> anyhow::Result<()> {
 
 /// A text that may be absent.
 pub(super) fn or_none<T: ToString>(value: &Option<T>) -> String {
-    value.as_ref().map_or_else(|| NONE.to_owned(), ToString::to_string)
+    value
+        .as_ref()
+        .map_or_else(|| NONE.to_owned(), ToString::to_string)
 }
 
 /// How long ago, in the largest fitting unit.
 pub(super) fn ago(ns: u64) -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
     let seconds = now.saturating_sub(ns / 1_000_000_000);
     match seconds {
         0..60 => format!("{seconds}s"),

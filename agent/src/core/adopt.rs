@@ -16,7 +16,11 @@ use super::launch::notes;
 
 /// The slot a container was launched for; [`Slot::Adopted`] where its notes do not say.
 pub(crate) fn slot_of(status: &Status) -> Slot {
-    let noted = status.request.notes.get(notes::SLOT).and_then(|text| serde_json::from_str(text).ok());
+    let noted = status
+        .request
+        .notes
+        .get(notes::SLOT)
+        .and_then(|text| serde_json::from_str(text).ok());
     noted.unwrap_or_else(|| Slot::Adopted(status.request.id.clone()))
 }
 
@@ -54,16 +58,27 @@ impl State {
             Wire::Exited | Wire::Failed => Phase::Running,
         };
         instance.told = status.phase == Wire::Stopping;
-        let facts: Option<Arc<Facts>> =
-            note(notes::DEVICE).and_then(|text| serde_json::from_str(text).ok()).map(Arc::new);
+        let facts: Option<Arc<Facts>> = note(notes::DEVICE)
+            .and_then(|text| serde_json::from_str(text).ok())
+            .map(Arc::new);
         if let Some(facts) = facts {
             if !request.interfaces.is_empty() {
                 // Not to be seen on the host: present because the container has it.
                 instance.holds = Some(facts.key.clone());
-                out.push(Effect::Hold { device: facts.clone(), owner: id.clone() });
+                out.push(Effect::Hold {
+                    device: facts.clone(),
+                    owner: id.clone(),
+                });
                 let rule = slot.rule().unwrap_or_default().to_owned();
-                let matches = vec![super::device::RuleMatch { rule, ..Default::default() }];
-                let present = Present { facts: facts.clone(), matches, heard: 0 };
+                let matches = vec![super::device::RuleMatch {
+                    rule,
+                    ..Default::default()
+                }];
+                let present = Present {
+                    facts: facts.clone(),
+                    matches,
+                    heard: 0,
+                };
                 self.devices.entry(facts.key.clone()).or_insert(present);
             }
             instance.device = Some(facts);
@@ -86,8 +101,10 @@ impl State {
         if let Some(workload) = self.desired.workloads.get(&request.workload) {
             return workload.clone();
         }
-        let document: Option<Document<WorkloadSpec>> =
-            request.notes.get(notes::WORKLOAD).and_then(|text| serde_json::from_str(text).ok());
+        let document: Option<Document<WorkloadSpec>> = request
+            .notes
+            .get(notes::WORKLOAD)
+            .and_then(|text| serde_json::from_str(text).ok());
         Arc::new(match document {
             Some(document) => Workload::of(&document, ""),
             None => Workload::bare(&request.workload, &request.image),

@@ -58,11 +58,20 @@ impl AskError {
 impl State {
     /// Ids of the instances that `name` means: one by its name or id, or all of a workload.
     pub(crate) fn resolve(&self, name: &str) -> Result<Vec<String>, AskError> {
-        if let Some(one) = self.instances.values().find(|i| i.name == name).or_else(|| self.instances.get(name)) {
+        if let Some(one) = self
+            .instances
+            .values()
+            .find(|i| i.name == name)
+            .or_else(|| self.instances.get(name))
+        {
             return Ok(vec![one.id.clone()]);
         }
-        let ids: Vec<String> =
-            self.instances.values().filter(|i| i.workload.name == name).map(|i| i.id.clone()).collect();
+        let ids: Vec<String> = self
+            .instances
+            .values()
+            .filter(|i| i.workload.name == name)
+            .map(|i| i.id.clone())
+            .collect();
         if ids.is_empty() && !self.desired.workloads.contains_key(name) && !self.stopped.contains(name) {
             return Err(AskError::Absent(name.to_owned()));
         }
@@ -104,14 +113,19 @@ impl State {
             }
             Ask::Kill(names, signal) => {
                 let ids = self.all(&names)?;
-                let runs = |p: &Phase| matches!(p, Phase::Running | Phase::Frozen | Phase::Stopping | Phase::Armed);
+                let runs =
+                    |p: &Phase| matches!(p, Phase::Running | Phase::Frozen | Phase::Stopping | Phase::Armed);
                 self.in_phase(&ids, runs, "a signal needs a container that runs")?;
                 out.extend(ids.iter().map(|id| Effect::Signal(id.clone(), signal)));
                 Ok(ids)
             }
             Ask::Freeze(names) => {
                 let ids = self.all(&names)?;
-                self.in_phase(&ids, |p| *p == Phase::Running, "only a running container can be frozen")?;
+                self.in_phase(
+                    &ids,
+                    |p| *p == Phase::Running,
+                    "only a running container can be frozen",
+                )?;
                 out.extend(ids.iter().cloned().map(Effect::Freeze));
                 Ok(ids)
             }
@@ -122,7 +136,9 @@ impl State {
                 Ok(ids)
             }
             Ask::Forget(name) => {
-                self.once.remove(&name).ok_or_else(|| AskError::Absent(name.clone()))?;
+                self.once
+                    .remove(&name)
+                    .ok_or_else(|| AskError::Absent(name.clone()))?;
                 self.stopped.remove(&name);
                 self.dirty.insert(Slot::Once(name));
                 Ok(Vec::new())
@@ -140,7 +156,9 @@ impl State {
 
     /// The name under which a stop is remembered: that of the instance, not a container id.
     fn lasting(&self, name: &str) -> String {
-        self.instances.get(name).map_or_else(|| name.to_owned(), |i| i.name.clone())
+        self.instances
+            .get(name)
+            .map_or_else(|| name.to_owned(), |i| i.name.clone())
     }
 
     fn wake_up(&mut self, names: &[String], ids: &[String]) {
@@ -167,7 +185,12 @@ impl State {
         self.mark_all();
     }
 
-    fn in_phase(&self, ids: &[String], fits: impl Fn(&Phase) -> bool, wanted: &'static str) -> Result<(), AskError> {
+    fn in_phase(
+        &self,
+        ids: &[String],
+        fits: impl Fn(&Phase) -> bool,
+        wanted: &'static str,
+    ) -> Result<(), AskError> {
         for instance in ids.iter().filter_map(|id| self.instances.get(id)) {
             if !fits(&instance.phase) {
                 let (name, phase) = (instance.name.clone(), instance.phase.as_str());
@@ -180,7 +203,8 @@ impl State {
     /// Stops by hand that mean nothing any more; the driver keeps the rest in its state file.
     pub(crate) fn tidy_stopped(&mut self) {
         let known = |name: &String| {
-            let workload = |w: &String| name == w || name.strip_prefix(w.as_str()).is_some_and(|r| r.starts_with('-'));
+            let workload =
+                |w: &String| name == w || name.strip_prefix(w.as_str()).is_some_and(|r| r.starts_with('-'));
             self.desired.workloads.keys().any(workload)
                 || self.once.contains_key(name)
                 || self.instances.values().any(|i| i.name == *name)

@@ -69,7 +69,12 @@ pub(crate) struct NodeInto {
 
 impl fmt::Display for Desired {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} workloads, {} rules", self.workloads.len(), self.rules.len())
+        write!(
+            f,
+            "{} workloads, {} rules",
+            self.workloads.len(),
+            self.rules.len()
+        )
     }
 }
 
@@ -78,10 +83,19 @@ impl Desired {
     pub(crate) fn of(set: &Set) -> Desired {
         let profile = |name: &str| set.profiles.get(name).map(json).unwrap_or_default();
         let workloads = set.workloads.iter().map(|(name, document)| {
-            (name.clone(), Arc::new(Workload::of(document, &profile(&document.spec.profile))))
+            (
+                name.clone(),
+                Arc::new(Workload::of(document, &profile(&document.spec.profile))),
+            )
         });
-        let rules = set.rules.iter().map(|(name, document)| (name.clone(), Arc::new(Rule::of(document))));
-        Desired { workloads: workloads.collect(), rules: rules.collect() }
+        let rules = set
+            .rules
+            .iter()
+            .map(|(name, document)| (name.clone(), Arc::new(Rule::of(document))));
+        Desired {
+            workloads: workloads.collect(),
+            rules: rules.collect(),
+        }
     }
 }
 
@@ -90,7 +104,10 @@ impl Workload {
     pub(crate) fn of(document: &Document<WorkloadSpec>, profile: &str) -> Workload {
         let spec = document.spec.clone();
         // What takes effect without a new container.
-        let relevant = WorkloadSpec { restart: Default::default(), ..spec.clone() };
+        let relevant = WorkloadSpec {
+            restart: Default::default(),
+            ..spec.clone()
+        };
         Workload {
             name: document.name().to_owned(),
             labels: document.metadata.labels.clone(),
@@ -106,7 +123,12 @@ impl Rule {
     pub(crate) fn of(document: &Document<RuleSpec>) -> Rule {
         let spec = &document.spec;
         // When it starts, and whether it is kept ready, is no part of what runs.
-        let relevant = RuleSpec { settle: Default::default(), armed: 0, priority: 0, ..spec.clone() };
+        let relevant = RuleSpec {
+            settle: Default::default(),
+            armed: 0,
+            priority: 0,
+            ..spec.clone()
+        };
         Rule {
             name: document.name().to_owned(),
             workload: spec.workload.to_string(),
@@ -152,5 +174,9 @@ fn digest(parts: &[&str]) -> String {
         hash.update(part.len().to_le_bytes());
         hash.update(part);
     }
-    hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    hash.finalize()
+        .iter()
+        .take(8)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }

@@ -36,7 +36,11 @@ impl State {
     /// What `slot` wants; `None`: nobody wants it.
     pub(super) fn want(&self, slot: &Slot) -> Option<Want> {
         let by_name = |name: &str| self.stopped.contains(name);
-        let by_hand = self.slots.get(slot).and_then(|id| self.instances.get(id)).is_some_and(|i| by_name(&i.name));
+        let by_hand = self
+            .slots
+            .get(slot)
+            .and_then(|id| self.instances.get(id))
+            .is_some_and(|i| by_name(&i.name));
         let plain = |workload: &Arc<Workload>| Want {
             rest: by_hand || by_name(&workload.name),
             workload: workload.clone(),
@@ -48,13 +52,20 @@ impl State {
         };
         match slot {
             Slot::Workload(name) => {
-                let workload = self.desired.workloads.get(name).filter(|w| w.spec.run == Run::Always)?;
+                let workload = self
+                    .desired
+                    .workloads
+                    .get(name)
+                    .filter(|w| w.spec.run == Run::Always)?;
                 Some(plain(workload))
             }
             Slot::Once(name) => self.once.get(name).map(plain),
             Slot::Adopted(id) => {
                 let instance = self.instances.get(id).filter(|i| i.phase.has_monitor())?;
-                Some(Want { made_of: instance.made_of.clone(), ..plain(&instance.workload) })
+                Some(Want {
+                    made_of: instance.made_of.clone(),
+                    ..plain(&instance.workload)
+                })
             }
             Slot::Device { rule, key } => {
                 let present = self.devices.get(key)?;
@@ -74,7 +85,11 @@ impl State {
             }
             Slot::Pool { rule, n } => {
                 let rule = self.desired.rules.get(rule).filter(|r| r.armed > *n)?;
-                let workload = self.desired.workloads.get(&rule.workload).filter(|w| !by_name(&w.name))?;
+                let workload = self
+                    .desired
+                    .workloads
+                    .get(&rule.workload)
+                    .filter(|w| !by_name(&w.name))?;
                 Some(Want {
                     made_of: made_of(workload, Some(rule), None),
                     rule: Some(rule.clone()),
@@ -102,7 +117,10 @@ impl State {
             (Slot::Pool { n, .. }, _) => names::of_device(&want.workload.name, &format!("armed-{n}")),
             _ => names::plain(&want.workload.name),
         };
-        let namesake = self.instances.values().find(|i| i.id == wanted || i.name == wanted);
+        let namesake = self
+            .instances
+            .values()
+            .find(|i| i.id == wanted || i.name == wanted);
         if let Some(namesake) = namesake
             && namesake.slot.rule() == slot.rule()
             && self.want(&namesake.slot).is_none()
@@ -129,7 +147,9 @@ impl State {
 
     /// Nobody wants it any more.
     fn leave(&mut self, id: &str, out: &mut Vec<Effect>) {
-        let Some(phase) = self.instances.get(id).map(|i| i.phase.clone()) else { return };
+        let Some(phase) = self.instances.get(id).map(|i| i.phase.clone()) else {
+            return;
+        };
         if phase.is_live() {
             self.tell_stop(id, out);
         } else if phase.has_monitor() {
@@ -142,7 +162,9 @@ impl State {
     /// Wanted and there.
     fn advance(&mut self, id: &str, want: Want, out: &mut Vec<Effect>) {
         let now = self.now;
-        let Some(instance) = self.instances.get_mut(id) else { return };
+        let Some(instance) = self.instances.get_mut(id) else {
+            return;
+        };
         let changed = instance.made_of != want.made_of;
         if !matches!(instance.slot, Slot::Adopted(_)) && !changed {
             instance.workload = want.workload.clone();
@@ -178,7 +200,9 @@ impl State {
     /// Settled → armed container or a place → launch.
     fn begin(&mut self, id: &str, want: Want, out: &mut Vec<Effect>) {
         let (now, freed) = (self.now, self.freed);
-        let Some(instance) = self.instances.get_mut(id) else { return };
+        let Some(instance) = self.instances.get_mut(id) else {
+            return;
+        };
         instance.workload = want.workload.clone();
         instance.device.clone_from(&want.device);
         instance.made_of.clone_from(&want.made_of);
@@ -191,7 +215,11 @@ impl State {
         let grants = match launch::Grants::of(&want) {
             Ok(grants) => grants,
             Err(refusal) => {
-                out.push(Effect::note(NoticeKind::LaunchFailed, &instance.name, refusal.message.clone()));
+                out.push(Effect::note(
+                    NoticeKind::LaunchFailed,
+                    &instance.name,
+                    refusal.message.clone(),
+                ));
                 instance.failure = Some(refusal);
                 instance.phase = Phase::Failed;
                 self.give_back(id);
@@ -204,7 +232,10 @@ impl State {
         }
         if freed && matches!(slot, Slot::Pool { .. }) {
             // What was just freed goes to those that wait for it first.
-            self.wait(id, "those that wait for cores go first".to_owned(), out);
+            if let Some(instance) = self.instances.get_mut(id) {
+                let why = "those that wait for cores go first".to_owned();
+                instance.phase = Phase::Waiting { why };
+            }
             return;
         }
         let place = match self.reserve(id, &want) {
@@ -215,22 +246,32 @@ impl State {
                 return;
             }
         };
-        let Some(instance) = self.instances.get_mut(id) else { return };
+        let Some(instance) = self.instances.get_mut(id) else {
+            return;
+        };
         instance.begin_life(now);
         let request = launch::request(instance, &want, &place, &grants, &self.node);
         instance.place = Some(place);
         if let (Some(device), false) = (&want.device, grants.interfaces.is_empty()) {
             instance.holds = Some(device.key.clone());
-            out.push(Effect::Hold { device: device.clone(), owner: id.to_owned() });
+            out.push(Effect::Hold {
+                device: device.clone(),
+                owner: id.to_owned(),
+            });
         }
         let text = format!("{} on cores {}", want.workload.spec.image, request.placement.cpus);
         let name = instance.name.clone();
-        out.push(Effect::Launch { request: Box::new(request), image: want.workload.spec.image.clone() });
+        out.push(Effect::Launch {
+            request: Box::new(request),
+            image: want.workload.spec.image.clone(),
+        });
         out.push(Effect::note(NoticeKind::Launching, &name, text));
     }
 
     fn wait(&mut self, id: &str, why: String, out: &mut Vec<Effect>) {
-        let Some(instance) = self.instances.get_mut(id) else { return };
+        let Some(instance) = self.instances.get_mut(id) else {
+            return;
+        };
         let phase = Phase::Waiting { why };
         if instance.phase != phase {
             if let Phase::Waiting { why } = &phase {
@@ -242,7 +283,9 @@ impl State {
 
     /// Asks a live container to stop.
     pub(super) fn tell_stop(&mut self, id: &str, out: &mut Vec<Effect>) {
-        let Some(instance) = self.instances.get_mut(id).filter(|i| i.phase.is_live()) else { return };
+        let Some(instance) = self.instances.get_mut(id).filter(|i| i.phase.is_live()) else {
+            return;
+        };
         if instance.phase == Phase::Frozen {
             out.push(Effect::Thaw(id.to_owned()));
         }
@@ -255,7 +298,9 @@ impl State {
     /// A sweep or a stop that did not work is tried again when its time has come.
     fn try_again(&mut self, id: &str, out: &mut Vec<Effect>) {
         let now = self.now;
-        let Some(instance) = self.instances.get_mut(id) else { return };
+        let Some(instance) = self.instances.get_mut(id) else {
+            return;
+        };
         if instance.phase == Phase::Stopping && instance.stop_again != 0 && instance.stop_again <= now {
             instance.stop_again = 0;
             out.push(Effect::Stop(id.to_owned()));
@@ -277,7 +322,9 @@ impl State {
 
     /// A fresh start: past failures do not count.
     pub(super) fn forgive(&mut self, id: &str) {
-        let Some(instance) = self.instances.get_mut(id) else { return };
+        let Some(instance) = self.instances.get_mut(id) else {
+            return;
+        };
         instance.failure = None;
         if let Some(past) = self.history.get_mut(&instance.slot) {
             past.restarts.clear();
@@ -288,7 +335,9 @@ impl State {
     /// The instance is no more; devices that had to wait for its name get their turn.
     pub(super) fn remove(&mut self, id: &str) {
         self.give_back(id);
-        let Some(instance) = self.instances.remove(id) else { return };
+        let Some(instance) = self.instances.remove(id) else {
+            return;
+        };
         self.slots.remove(&instance.slot);
         self.dirty.insert(instance.slot.clone());
         let Some(rule) = instance.slot.rule() else { return };

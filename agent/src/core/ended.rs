@@ -14,7 +14,9 @@ const UNREACHED: u64 = 1_000;
 impl State {
     /// Nothing of the container is left. `counted` false: the launcher was never reached.
     pub(super) fn ended(&mut self, id: &str, counted: bool, out: &mut Vec<Effect>) {
-        let Some(instance) = self.instances.get_mut(id) else { return };
+        let Some(instance) = self.instances.get_mut(id) else {
+            return;
+        };
         let slot = instance.slot.clone();
         let told = std::mem::take(&mut instance.told);
         let name = instance.name.clone();
@@ -51,16 +53,25 @@ impl State {
         } else if told {
             Phase::Pending
         } else if !counted {
-            Phase::Backoff { until: self.now + UNREACHED, counted: false }
+            Phase::Backoff {
+                until: self.now + UNREACHED,
+                counted: false,
+            }
         } else if !again {
             if success { Phase::Completed } else { Phase::Failed }
         } else {
             let past = self.history.entry(slot.clone()).or_default();
             if past.count(self.now, restart.limit, window) {
                 past.until = self.now.saturating_add(delay);
-                Phase::Backoff { until: past.until, counted: true }
+                Phase::Backoff {
+                    until: past.until,
+                    counted: true,
+                }
             } else {
-                let text = format!("limit of {} restarts within {} reached", restart.limit, restart.window);
+                let text = format!(
+                    "limit of {} restarts within {} reached",
+                    restart.limit, restart.window
+                );
                 out.push(Effect::note(NoticeKind::GaveUp, &name, text.clone()));
                 gave_up = Some(text);
                 Phase::Failed
@@ -71,12 +82,21 @@ impl State {
             out.push(Effect::note(NoticeKind::Backoff, &name, text));
         }
         let keeps = matches!(phase, Phase::Backoff { .. });
-        let Some(instance) = self.instances.get_mut(id) else { return };
+        let Some(instance) = self.instances.get_mut(id) else {
+            return;
+        };
         instance.phase = phase;
         if let Some(text) = gave_up {
-            let last = instance.failure.take().map_or(String::new(), |f| format!("; the last: {}", words(&f)));
+            let last = instance
+                .failure
+                .take()
+                .map_or(String::new(), |f| format!("; the last: {}", words(&f)));
             let hint = Some("`berth logs` shows why it ends; `berth start` tries again".to_owned());
-            instance.failure = Some(Refusal { stage: "restart".to_owned(), message: text + &last, hint });
+            instance.failure = Some(Refusal {
+                stage: "restart".to_owned(),
+                message: text + &last,
+                hint,
+            });
         }
         if !keeps {
             self.give_back(id);

@@ -230,6 +230,10 @@ pub(crate) enum NoticeKind {
 
 impl Effect {
     pub(crate) fn note(kind: NoticeKind, subject: &str, text: impl Into<String>) -> Effect {
-        Effect::Note(Notice { kind, subject: subject.to_owned(), text: text.into() })
+        Effect::Note(Notice {
+            kind,
+            subject: subject.to_owned(),
+            text: text.into(),
+        })
     }
 }

@@ -41,7 +41,10 @@ pub(crate) enum Slot {
 
 impl Slot {
     pub(crate) fn device(rule: &str, key: &str) -> Slot {
-        Slot::Device { rule: rule.to_owned(), key: key.to_owned() }
+        Slot::Device {
+            rule: rule.to_owned(),
+            key: key.to_owned(),
+        }
     }
 
     /// The rule it belongs to.
@@ -120,8 +123,20 @@ impl Phase {
 
     /// Every word, for gauges.
     pub(crate) const WORDS: [&'static str; 14] = [
-        "pending", "waiting", "launching", "armed", "starting", "running", "frozen", "stopping", "releasing",
-        "sweeping", "backoff", "failed", "completed", "stopped",
+        "pending",
+        "waiting",
+        "launching",
+        "armed",
+        "starting",
+        "running",
+        "frozen",
+        "stopping",
+        "releasing",
+        "sweeping",
+        "backoff",
+        "failed",
+        "completed",
+        "stopped",
     ];
 
     /// Is there a monitor, or may there be one?
@@ -280,7 +295,9 @@ impl Instance {
 
     /// It had failed because of its rule, and the device's properties are good now.
     pub(super) fn mended(&self, want: &super::drive::Want) -> bool {
-        self.failure.as_ref().is_some_and(|f| f.stage == super::launch::RULE_STAGE)
+        self.failure
+            .as_ref()
+            .is_some_and(|f| f.stage == super::launch::RULE_STAGE)
             && super::launch::Grants::of(want).is_ok()
     }
 }

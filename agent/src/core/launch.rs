@@ -44,14 +44,20 @@ pub(super) struct Grants {
 pub(super) const RULE_STAGE: &str = "rule";
 
 fn refusal(message: String, hint: &str) -> Refusal {
-    Refusal { stage: RULE_STAGE.to_owned(), message, hint: Some(hint.to_owned()) }
+    Refusal {
+        stage: RULE_STAGE.to_owned(),
+        message,
+        hint: Some(hint.to_owned()),
+    }
 }
 
 impl Grants {
     /// What the rule gives of the device.
     pub(super) fn of(want: &Want) -> Result<Grants, Refusal> {
         let mut grants = Grants::default();
-        let (Some(rule), Some(device)) = (&want.rule, &want.device) else { return Ok(grants) };
+        let (Some(rule), Some(device)) = (&want.rule, &want.device) else {
+            return Ok(grants);
+        };
         if let Some(fault) = want.matched.as_ref().and_then(|m| m.fault.as_ref()) {
             let hint = "`berth device explain` lists the device's own properties and attributes";
             return Err(refusal(format!("rule {}: {fault}", rule.name), hint));
@@ -59,7 +65,10 @@ impl Grants {
         if let Some(into) = &rule.node {
             let (Some((block, major, minor)), Some(node)) = (device.devnum, &device.devnode) else {
                 let text = format!("rule {}: {} has no device node", rule.name, device.syspath);
-                return Err(refusal(text, "leave `device` out of the rule, or match the device that has the node"));
+                return Err(refusal(
+                    text,
+                    "leave `device` out of the rule, or match the device that has the node",
+                ));
             };
             grants.devices.push(DeviceGrant {
                 block,
@@ -75,9 +84,16 @@ impl Grants {
         if let Some(rename) = &rule.interface {
             let (Some(name), Some(index)) = (&device.interface, device.ifindex) else {
                 let text = format!("rule {}: {} is no network interface", rule.name, device.syspath);
-                return Err(refusal(text, "match SUBSYSTEM==\"net\", or leave `interface` out of the rule"));
+                return Err(refusal(
+                    text,
+                    "match SUBSYSTEM==\"net\", or leave `interface` out of the rule",
+                ));
             };
-            grants.interfaces.push(InterfaceGrant { name: name.clone(), index, rename: rename.clone() });
+            grants.interfaces.push(InterfaceGrant {
+                name: name.clone(),
+                index,
+                rename: rename.clone(),
+            });
         }
         Ok(grants)
     }
@@ -129,7 +145,11 @@ pub(super) fn request(
     node: &Node,
 ) -> LaunchRequest {
     let spec: &WorkloadSpec = &want.workload.spec;
-    let mut env: Vec<(String, String)> = spec.env.iter().map(|e| (e.name.clone(), e.value.clone())).collect();
+    let mut env: Vec<(String, String)> = spec
+        .env
+        .iter()
+        .map(|e| (e.name.clone(), e.value.clone()))
+        .collect();
     env.extend(rule_env(want));
     LaunchRequest {
         version: wire::VERSION,
@@ -151,7 +171,11 @@ pub(super) fn request(
             require_isolated: spec.isolation == Isolation::Required,
         },
         scheduler: scheduler(spec),
-        timer_slack_ns: spec.realtime.as_ref().and_then(|r| r.timer_slack).map(|slack| slack.as_nanos()),
+        timer_slack_ns: spec
+            .realtime
+            .as_ref()
+            .and_then(|r| r.timer_slack)
+            .map(|slack| slack.as_nanos()),
         rt_budget: place::budget(spec, node),
         memory_bytes: spec.memory.map(|size| size.bytes()),
         pids: spec.pids.map(u64::from),
@@ -183,7 +207,14 @@ pub(super) fn request(
 
 /// The scheduling policy as the kernel takes it.
 pub(super) fn scheduler(spec: &WorkloadSpec) -> Option<Scheduler> {
-    let Scheduling { policy, priority, nice, runtime, deadline, period } = spec.realtime.as_ref()?.scheduler.as_ref()?;
+    let Scheduling {
+        policy,
+        priority,
+        nice,
+        runtime,
+        deadline,
+        period,
+    } = spec.realtime.as_ref()?.scheduler.as_ref()?;
     let priority = priority.and_then(|p| u32::try_from(p).ok()).unwrap_or(0);
     let nice = nice.and_then(|n| i32::try_from(n).ok()).unwrap_or(0);
     let ns = |duration: &Option<Duration>| duration.map_or(0, Duration::as_nanos);
@@ -195,7 +226,11 @@ pub(super) fn scheduler(spec: &WorkloadSpec) -> Option<Scheduler> {
         Policy::Rr => Scheduler::Rr { priority },
         Policy::Deadline => {
             let deadline = deadline.or(*period);
-            Scheduler::Deadline { runtime: ns(runtime), deadline: ns(&deadline), period: ns(period) }
+            Scheduler::Deadline {
+                runtime: ns(runtime),
+                deadline: ns(&deadline),
+                period: ns(period),
+            }
         }
     })
 }

@@ -47,7 +47,6 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-
 pub(crate) use adopt::slot_of;
 pub(crate) use ask::{Ask, AskError};
 use desired::{Desired, Workload};
@@ -172,14 +171,18 @@ impl State {
                 break;
             }
             // Real instances before members of armed pools: slots sort that way.
-            let waiting = self.instances.values().filter(|i| matches!(i.phase, Phase::Waiting { .. }));
+            let waiting = self
+                .instances
+                .values()
+                .filter(|i| matches!(i.phase, Phase::Waiting { .. }));
             self.dirty.extend(waiting.map(|i| i.slot.clone()));
             if self.dirty.is_empty() {
                 break;
             }
         }
         let now = self.now;
-        self.history.retain(|slot, past| self.slots.contains_key(slot) || past.recent(now));
+        self.history
+            .retain(|slot, past| self.slots.contains_key(slot) || past.recent(now));
     }
 
     fn redesire(&mut self, desired: Desired, node: Node, out: &mut Vec<Effect>) {
@@ -194,33 +197,53 @@ impl State {
         let before = self.devices.get(&facts.key);
         let known = before.is_some_and(|p| p.facts.incarnation == facts.incarnation);
         if let Some(before) = before {
-            self.dirty.extend(before.matches.iter().map(|m| Slot::device(&m.rule, &facts.key)));
+            self.dirty
+                .extend(before.matches.iter().map(|m| Slot::device(&m.rule, &facts.key)));
         }
-        self.dirty.extend(matches.iter().map(|m| Slot::device(&m.rule, &facts.key)));
+        self.dirty
+            .extend(matches.iter().map(|m| Slot::device(&m.rule, &facts.key)));
         if !known && !matches.is_empty() {
             let rules: Vec<&str> = matches.iter().map(|m| m.rule.as_str()).collect();
             let text = format!("{} matches {}", facts.syspath, rules.join(", "));
             out.push(Effect::note(NoticeKind::DeviceAppeared, &facts.sysname, text));
         }
         let key = facts.key.clone();
-        self.devices.insert(key, Present { facts, matches, heard: self.now });
+        self.devices.insert(
+            key,
+            Present {
+                facts,
+                matches,
+                heard: self.now,
+            },
+        );
     }
 
     fn device_gone(&mut self, key: &str, out: &mut Vec<Effect>) {
-        let Some(gone) = self.devices.remove(key) else { return };
-        self.dirty.extend(gone.matches.iter().map(|m| Slot::device(&m.rule, key)));
+        let Some(gone) = self.devices.remove(key) else {
+            return;
+        };
+        self.dirty
+            .extend(gone.matches.iter().map(|m| Slot::device(&m.rule, key)));
         // An instance can outlive its rule's match; its slot is found by the key.
         let of_key = |slot: &&Slot| matches!(slot, Slot::Device { key: k, .. } if k == key);
         let slots: Vec<Slot> = self.slots.keys().filter(of_key).cloned().collect();
         if !gone.matches.is_empty() || !slots.is_empty() {
-            out.push(Effect::note(NoticeKind::DeviceGone, &gone.facts.sysname, gone.facts.syspath.clone()));
+            out.push(Effect::note(
+                NoticeKind::DeviceGone,
+                &gone.facts.sysname,
+                gone.facts.syspath.clone(),
+            ));
         }
         self.dirty.extend(slots);
     }
 
     fn launcher_back(&mut self) {
         for instance in self.instances.values_mut() {
-            if let Phase::Backoff { until, counted: false } = &mut instance.phase {
+            if let Phase::Backoff {
+                until,
+                counted: false,
+            } = &mut instance.phase
+            {
                 *until = self.now;
                 self.dirty.insert(instance.slot.clone());
             }
@@ -232,13 +255,23 @@ impl State {
 
     fn mark_all(&mut self) {
         self.dirty.extend(self.slots.keys().cloned());
-        self.dirty.extend(self.desired.workloads.keys().map(|name| Slot::Workload(name.clone())));
-        self.dirty.extend(self.once.keys().map(|name| Slot::Once(name.clone())));
+        self.dirty.extend(
+            self.desired
+                .workloads
+                .keys()
+                .map(|name| Slot::Workload(name.clone())),
+        );
+        self.dirty
+            .extend(self.once.keys().map(|name| Slot::Once(name.clone())));
         for (key, present) in &self.devices {
-            self.dirty.extend(present.matches.iter().map(|m| Slot::device(&m.rule, key)));
+            self.dirty
+                .extend(present.matches.iter().map(|m| Slot::device(&m.rule, key)));
         }
         for (name, rule) in &self.desired.rules {
-            self.dirty.extend((0..rule.armed).map(|n| Slot::Pool { rule: name.clone(), n }));
+            self.dirty.extend((0..rule.armed).map(|n| Slot::Pool {
+                rule: name.clone(),
+                n,
+            }));
         }
     }
 

@@ -18,7 +18,10 @@ pub(crate) struct Node {
 
 /// Budget of a workload under fifo or rr that names none, on a node with [`Node::rt_groups`], where a group
 /// without one cannot have such threads at all.
-const BUDGET: RtBudget = RtBudget { runtime_us: 100_000, period_us: 1_000_000 };
+const BUDGET: RtBudget = RtBudget {
+    runtime_us: 100_000,
+    period_us: 1_000_000,
+};
 
 /// The budget that a workload needs on this node.
 pub(super) fn budget(spec: &WorkloadSpec, node: &Node) -> Option<RtBudget> {
@@ -26,7 +29,10 @@ pub(super) fn budget(spec: &WorkloadSpec, node: &Node) -> Option<RtBudget> {
         return None;
     }
     let realtime = spec.realtime.as_ref()?;
-    let given = realtime.budget.map(|b| RtBudget { runtime_us: b.runtime.as_micros(), period_us: b.period.as_micros() });
+    let given = realtime.budget.map(|b| RtBudget {
+        runtime_us: b.runtime.as_micros(),
+        period_us: b.period.as_micros(),
+    });
     let policy = realtime.scheduler.as_ref().map(|s| s.policy);
     given.or_else(|| matches!(policy, Some(Policy::Fifo | Policy::Rr)).then_some(BUDGET))
 }
@@ -58,7 +64,10 @@ fn held(state: &State, without: impl Fn(&str) -> bool) -> Vec<Held> {
     let instances = state.instances.values().filter(|i| !without(&i.id));
     // Who shares the housekeeping cores without a budget keeps nobody off anything.
     let places = instances.filter_map(|i| Some((i, i.place.as_ref()?)));
-    places.filter(|(_, place)| !place.shared || place.rt_runtime_us > 0).map(|(i, place)| place.held_by(&i.id)).collect()
+    places
+        .filter(|(_, place)| !place.shared || place.rt_runtime_us > 0)
+        .map(|(i, place)| place.held_by(&i.id))
+        .collect()
 }
 
 fn ask(state: &State, id: &str, want: &Want, without: impl Fn(&str) -> bool) -> Result<Placement, Refusal> {
@@ -71,8 +80,14 @@ fn ask(state: &State, id: &str, want: &Want, without: impl Fn(&str) -> bool) -> 
             CpuRequest::Whole(cores) => Cpus::Whole(cores.get()),
         },
         near_node: want.device.as_ref().and_then(|device| device.node),
-        rt_budget: budget
-            .map(|b| berth_rt::cgroup::RtBudget { runtime_us: b.runtime_us, period_us: b.period_us }),
+        rt_budget: budget.map(|b| berth_rt::cgroup::RtBudget {
+            runtime_us: b.runtime_us,
+            period_us: b.period_us,
+        }),
     };
-    placement::reserve(&state.node.pool, &held(state, |other| other == id || without(other)), &request)
+    placement::reserve(
+        &state.node.pool,
+        &held(state, |other| other == id || without(other)),
+        &request,
+    )
 }

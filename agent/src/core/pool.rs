@@ -12,7 +12,9 @@ use super::{State, place};
 impl State {
     /// The id of an armed container that `slot` can take.
     pub(super) fn armed_for(&self, slot: &Slot, want: &Want) -> Option<String> {
-        let Slot::Device { rule, .. } = slot else { return None };
+        let Slot::Device { rule, .. } = slot else {
+            return None;
+        };
         let armed = made_of(&want.workload, want.rule.as_deref(), None);
         self.instances
             .values()
@@ -25,11 +27,22 @@ impl State {
     }
 
     /// The armed container takes the place of `id`, which has nothing yet, and its name.
-    pub(super) fn hand_over(&mut self, id: &str, armed: &str, want: &Want, grants: Grants, out: &mut Vec<Effect>) {
+    pub(super) fn hand_over(
+        &mut self,
+        id: &str,
+        armed: &str,
+        want: &Want,
+        grants: Grants,
+        out: &mut Vec<Effect>,
+    ) {
         self.give_back(id);
-        let Some(old) = self.instances.remove(id) else { return };
+        let Some(old) = self.instances.remove(id) else {
+            return;
+        };
         let now = self.now;
-        let Some(instance) = self.instances.get_mut(armed) else { return };
+        let Some(instance) = self.instances.get_mut(armed) else {
+            return;
+        };
         let pool = std::mem::replace(&mut instance.slot, old.slot.clone());
         instance.name = old.name;
         instance.device.clone_from(&want.device);
@@ -38,7 +51,10 @@ impl State {
         instance.launched = now;
         if let (Some(device), false) = (&want.device, grants.interfaces.is_empty()) {
             instance.holds = Some(device.key.clone());
-            out.push(Effect::Hold { device: device.clone(), owner: armed.to_owned() });
+            out.push(Effect::Hold {
+                device: device.clone(),
+                owner: armed.to_owned(),
+            });
         }
         let args = match &want.matched {
             Some(matched) if !matched.args.is_empty() => launch::args(want),
@@ -54,7 +70,11 @@ impl State {
             notes: launch::notes(instance, &instance.slot, want),
         });
         let name = instance.name.clone();
-        out.push(Effect::note(super::NoticeKind::Launching, &name, format!("armed container {armed}")));
+        out.push(Effect::note(
+            super::NoticeKind::Launching,
+            &name,
+            format!("armed container {armed}"),
+        ));
         self.slots.remove(&pool);
         self.slots.insert(old.slot, armed.to_owned());
         // Fill the pool again.
@@ -63,11 +83,14 @@ impl State {
 
     /// `id` found no place: tells members of pools to go where that makes room.
     pub(super) fn ask_armed_to_yield(&mut self, id: &str, want: &Want, out: &mut Vec<Effect>) {
-        let Some(instance) = self.instances.get(id) else { return };
+        let Some(instance) = self.instances.get(id) else {
+            return;
+        };
         if matches!(instance.slot, Slot::Pool { .. }) {
             return;
         }
-        let member = |i: &&super::instance::Instance| matches!(i.slot, Slot::Pool { .. }) && i.place.is_some();
+        let member =
+            |i: &&super::instance::Instance| matches!(i.slot, Slot::Pool { .. }) && i.place.is_some();
         let going: Vec<String> = self
             .instances
             .values()
@@ -75,7 +98,12 @@ impl State {
             .map(|i| i.id.clone())
             .collect();
         let mut yielding: Vec<String> = Vec::new();
-        let mut members: Vec<String> = self.instances.values().filter(member).map(|i| i.id.clone()).collect();
+        let mut members: Vec<String> = self
+            .instances
+            .values()
+            .filter(member)
+            .map(|i| i.id.clone())
+            .collect();
         members.retain(|member| !going.contains(member));
         loop {
             let without = |i: &str| going.iter().chain(&yielding).any(|gone| gone == i);
@@ -90,7 +118,11 @@ impl State {
         for member in yielding {
             self.tell_stop(&member, out);
             // Created but without a monitor (waiting for another try): free at once.
-            if self.instances.get(&member).is_some_and(|i| !i.phase.has_monitor()) {
+            if self
+                .instances
+                .get(&member)
+                .is_some_and(|i| !i.phase.has_monitor())
+            {
                 self.give_back(&member);
             }
         }

@@ -14,7 +14,9 @@ const STOP_AGAIN: u64 = 100;
 impl State {
     pub(super) fn report(&mut self, id: &str, report: Report, out: &mut Vec<Effect>) {
         let now = self.now;
-        let Some(instance) = self.instances.get_mut(id) else { return };
+        let Some(instance) = self.instances.get_mut(id) else {
+            return;
+        };
         let name = instance.name.clone();
         let slot = instance.slot.clone();
         match report {
@@ -26,14 +28,22 @@ impl State {
                     out.push(Effect::note(NoticeKind::Armed, &name, ""));
                 }
             }
-            Report::Started { at, isolation, timing } => {
+            Report::Started {
+                at,
+                isolation,
+                timing,
+            } => {
                 instance.started_at = Some(at);
                 instance.isolation = isolation;
                 instance.timing = timing;
                 instance.failure = None;
                 if matches!(instance.phase, Phase::Launching | Phase::Starting) {
                     instance.phase = Phase::Running;
-                    out.push(Effect::note(NoticeKind::Started, &name, format!("pid {}", instance.pid.unwrap_or(0))));
+                    out.push(Effect::note(
+                        NoticeKind::Started,
+                        &name,
+                        format!("pid {}", instance.pid.unwrap_or(0)),
+                    ));
                 }
             }
             Report::Failed(refusal) if can_end(&instance.phase) => {
@@ -67,7 +77,11 @@ impl State {
                         message: "the monitor died, and its container was killed with it".to_owned(),
                         hint: None,
                     });
-                    out.push(Effect::note(NoticeKind::MonitorLost, &name, "killed with its monitor"));
+                    out.push(Effect::note(
+                        NoticeKind::MonitorLost,
+                        &name,
+                        "killed with its monitor",
+                    ));
                     out.push(Effect::Sweep(id.to_owned()));
                 }
                 _ => {}
@@ -83,7 +97,9 @@ impl State {
                     }
                     Err(refusal) => {
                         out.push(Effect::note(NoticeKind::SweepFailed, &name, words(&refusal)));
-                        instance.phase = Phase::Sweeping { again: now + SWEEP_AGAIN };
+                        instance.phase = Phase::Sweeping {
+                            again: now + SWEEP_AGAIN,
+                        };
                         self.wake(now + SWEEP_AGAIN, slot);
                         return;
                     }
@@ -104,7 +120,11 @@ impl State {
             Report::InterfaceGone(interface) => {
                 // The inventory is told first: it gives the device up; then it is gone for us too.
                 if let Some(key) = instance.holds.take() {
-                    out.push(Effect::note(NoticeKind::DeviceGone, &name, format!("{interface}, inside")));
+                    out.push(Effect::note(
+                        NoticeKind::DeviceGone,
+                        &name,
+                        format!("{interface}, inside"),
+                    ));
                     out.push(Effect::Unhold(key.clone()));
                     self.device_gone(&key, out);
                 }
@@ -132,7 +152,9 @@ impl State {
     /// The monitor did not take an order that is answered by events.
     fn refused(&mut self, id: &str, refusal: Refusal, out: &mut Vec<Effect>) {
         let now = self.now;
-        let Some(instance) = self.instances.get_mut(id) else { return };
+        let Some(instance) = self.instances.get_mut(id) else {
+            return;
+        };
         match instance.phase {
             // Nothing may hang: a container that cannot take its device is stopped, and counts as failed.
             Phase::Starting => {

@@ -33,7 +33,10 @@ impl Agent {
             Op::Ps => self.ok(&reply, &self.containers()),
             Op::Node => self.ok(&reply, &self.node_view()),
             Op::Documents => {
-                let documents = Documents { set: self.desired.effective(), files: self.desired.file_keys() };
+                let documents = Documents {
+                    set: self.desired.effective(),
+                    files: self.desired.file_keys(),
+                };
                 self.ok(&reply, &documents);
             }
             Op::Inspect { name } => match self.state.resolve(&name) {
@@ -133,24 +136,57 @@ impl Agent {
     }
 
     fn run_once(&mut self, name: String, spec: WorkloadSpec, conn: u64, reply: Sender<Vec<u8>>) {
-        let taken = self.state.instances.values().any(|i| i.name == name || i.id == name);
+        let taken = self
+            .state
+            .instances
+            .values()
+            .any(|i| i.name == name || i.id == name);
         if taken || self.state.desired.workloads.contains_key(&name) || self.state.once.contains_key(&name) {
             let hint = Some("give another one with --name".to_owned());
-            return self.fail(&reply, Fault { message: format!("the name `{name}` is taken"), hint });
+            return self.fail(
+                &reply,
+                Fault {
+                    message: format!("the name `{name}` is taken"),
+                    hint,
+                },
+            );
         }
         let Ok(label) = name.parse() else {
             let hint = Some("1 to 63 of a-z, 0-9 and `-`".to_owned());
-            return self.fail(&reply, Fault { message: format!("`{name}` is no name"), hint });
+            return self.fail(
+                &reply,
+                Fault {
+                    message: format!("`{name}` is no name"),
+                    hint,
+                },
+            );
         };
         let problems = spec.validate();
         if let Some(problem) = problems.first() {
             let message = format!("{}: {}", problem.path, problem.message);
-            return self.fail(&reply, Fault { message, hint: problem.hint.clone() });
+            return self.fail(
+                &reply,
+                Fault {
+                    message,
+                    hint: problem.hint.clone(),
+                },
+            );
         }
-        let document = Document::new(Metadata { name: label, labels: Default::default() }, spec);
+        let document = Document::new(
+            Metadata {
+                name: label,
+                labels: Default::default(),
+            },
+            spec,
+        );
         let workload = Arc::new(Workload::of(&document, ""));
         self.feed(Event::Once { workload });
-        let known = self.state.instances.values().find(|i| i.name == name).map(|i| self.container(i));
+        let known = self
+            .state
+            .instances
+            .values()
+            .find(|i| i.name == name)
+            .map(|i| self.container(i));
         match known {
             Some(container) => self.ok(&reply, &container),
             None => return self.fail(&reply, no_run(&name)),
@@ -169,7 +205,10 @@ impl Agent {
 }
 
 fn refused(error: &AskError) -> Fault {
-    Fault { message: error.to_string(), hint: error.hint() }
+    Fault {
+        message: error.to_string(),
+        hint: error.hint(),
+    }
 }
 
 fn name(op: &Op) -> &'static str {

@@ -34,10 +34,16 @@ impl Agent {
     pub(super) fn apply(&mut self, changes: &Changes) -> Result<Outcome, Fault> {
         let candidate = self.candidate(changes)?;
         let before = std::mem::replace(&mut self.desired, candidate.desired);
-        if let Err(error) = self.desired.save(&self.settings.folders.desired(), &self.metrics.store) {
+        if let Err(error) = self
+            .desired
+            .save(&self.settings.folders.desired(), &self.metrics.store)
+        {
             self.desired = before;
             let hint = Some("documents count only once they are on the disk".to_owned());
-            return Err(Fault { message: error.to_string(), hint });
+            return Err(Fault {
+                message: error.to_string(),
+                hint,
+            });
         }
         self.begin(candidate.effective, candidate.node);
         Ok(candidate.outcome)
@@ -46,35 +52,60 @@ impl Agent {
     fn candidate(&self, changes: &Changes) -> Result<Candidate, Fault> {
         let refuse = |message: String, hint: Option<String>| Fault { message, hint };
         let files = self.desired.file_keys();
-        let named = changes.set.keys().into_iter().chain(changes.delete.iter().cloned());
+        let named = changes
+            .set
+            .keys()
+            .into_iter()
+            .chain(changes.delete.iter().cloned());
         if let Some((kind, name)) = named.into_iter().find(|key| files.contains(key)) {
-            let hint = format!("change it in {}, then send SIGHUP", self.settings.folders.config.display());
-            return Err(refuse(format!("{kind} `{name}` stands in the configuration folder"), Some(hint)));
+            let hint = format!(
+                "change it in {}, then send SIGHUP",
+                self.settings.folders.config.display()
+            );
+            return Err(refuse(
+                format!("{kind} `{name}` stands in the configuration folder"),
+                Some(hint),
+            ));
         }
         let mut desired = self.desired.clone();
         desired.applied = desired.applied.apply(&changes.set).0;
         if !changes.delete.is_empty() {
             // Whether something still uses it is seen by looking at all documents.
             let all = desired.effective();
-            all.delete(&changes.delete).map_err(|errors| set_faults(&errors))?;
+            all.delete(&changes.delete)
+                .map_err(|errors| set_faults(&errors))?;
             desired.applied = without(&desired.applied, &changes.delete);
         }
         let effective = desired.effective();
         let problems = effective.validate();
         if !problems.is_empty() {
-            let lines: Vec<String> =
-                problems.iter().map(|(what, p)| format!("{what}: {}: {}", p.path, p.message)).collect();
-            return Err(refuse(lines.join("\n"), problems.iter().find_map(|(_, p)| p.hint.clone())));
+            let lines: Vec<String> = problems
+                .iter()
+                .map(|(what, p)| format!("{what}: {}: {}", p.path, p.message))
+                .collect();
+            return Err(refuse(
+                lines.join("\n"),
+                problems.iter().find_map(|(_, p)| p.hint.clone()),
+            ));
         }
-        let node = start::node(&effective, &self.topology, &self.support).map_err(|text| refuse(text, None))?;
+        let node =
+            start::node(&effective, &self.topology, &self.support).map_err(|text| refuse(text, None))?;
         let outcome = self.simulate(&effective, &node);
-        Ok(Candidate { desired, effective, node, outcome })
+        Ok(Candidate {
+            desired,
+            effective,
+            node,
+            outcome,
+        })
     }
 
     /// `step` on a copy.
     fn simulate(&self, effective: &Set, node: &Node) -> Outcome {
         let mut copy = self.state.clone();
-        let event = Event::Desired { desired: CoreDesired::of(effective), node: node.clone() };
+        let event = Event::Desired {
+            desired: CoreDesired::of(effective),
+            node: node.clone(),
+        };
         let effects = copy.step(self.now(), event);
         let name = |id: &str| {
             let found = copy.instances.get(id).or_else(|| self.state.instances.get(id));
@@ -82,7 +113,11 @@ impl Agent {
         };
         let mut steps: BTreeMap<String, Step> = BTreeMap::new();
         let mut put = |action: &str, name: String, text: String| {
-            let step = Step { action: action.to_owned(), name: name.clone(), text };
+            let step = Step {
+                action: action.to_owned(),
+                name: name.clone(),
+                text,
+            };
             steps.entry(format!("{name} {action}")).or_insert(step);
         };
         for effect in &effects {
@@ -92,7 +127,10 @@ impl Agent {
                     let kind = if place.shared { "shared cores" } else { "cores" };
                     let mut text = format!("{kind} {}", place.cpus);
                     if let Some(budget) = request.rt_budget {
-                        text += &format!(", real-time budget {} us in {} us", budget.runtime_us, budget.period_us);
+                        text += &format!(
+                            ", real-time budget {} us in {} us",
+                            budget.runtime_us, budget.period_us
+                        );
                     }
                     put("launch", name(&request.id), text);
                 }
@@ -112,22 +150,33 @@ impl Agent {
             if instance.phase.as_str() == "stopping" && !instance.phase.is_live() {
                 let before = self.state.instances.get(id);
                 if before.is_some_and(|b| b.phase.is_live()) && wanted(&copy, instance) {
-                    put("launch", instance.name.clone(), "in the place of the one that stops".to_owned());
+                    put(
+                        "launch",
+                        instance.name.clone(),
+                        "in the place of the one that stops".to_owned(),
+                    );
                 }
             }
         }
         let now = self.desired.effective();
-        Outcome { documents: berth_documents::diff(&now, effective), containers: steps.into_values().collect() }
+        Outcome {
+            documents: berth_documents::diff(&now, effective),
+            containers: steps.into_values().collect(),
+        }
     }
 
     /// Takes the configuration folder in: at start and on SIGHUP. A folder with any fault changes nothing.
     pub(super) fn load_files(&mut self) -> bool {
         let folder = self.settings.folders.config.clone();
         let report = match fs::metadata(&folder) {
-            Ok(_) => check(&[folder.clone()], &self.desired.applied),
+            Ok(_) => check(std::slice::from_ref(&folder), &self.desired.applied),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Default::default(),
             Err(error) => {
-                self.note(NoticeKind::DocumentsRefused, &folder.display().to_string(), error.to_string());
+                self.note(
+                    NoticeKind::DocumentsRefused,
+                    &folder.display().to_string(),
+                    error.to_string(),
+                );
                 return false;
             }
         };
@@ -135,10 +184,18 @@ impl Agent {
             tracing::warn!("{warning}");
         }
         let mut faults: Vec<String> = report.faults.iter().map(ToString::to_string).collect();
-        let mut desired = store::Desired { files: report.set, ..self.desired.clone() };
+        let mut desired = store::Desired {
+            files: report.set,
+            ..self.desired.clone()
+        };
         if faults.is_empty() {
             let effective = desired.effective();
-            faults.extend(effective.validate().iter().map(|(what, p)| format!("{what}: {}: {}", p.path, p.message)));
+            faults.extend(
+                effective
+                    .validate()
+                    .iter()
+                    .map(|(what, p)| format!("{what}: {}: {}", p.path, p.message)),
+            );
             faults.extend(start::node(&effective, &self.topology, &self.support).err());
         }
         let result = if faults.is_empty() { "ok" } else { "refused" };
@@ -190,7 +247,10 @@ impl Agent {
         let mut found = Found::default();
         self.devices.resync(&self.metrics.devices, &mut found);
         self.devices.rematch(&mut found);
-        self.feed(Event::Desired { desired: CoreDesired::of(&effective), node });
+        self.feed(Event::Desired {
+            desired: CoreDesired::of(&effective),
+            node,
+        });
         self.take_found(found);
         self.state.tidy_stopped();
     }
@@ -198,7 +258,10 @@ impl Agent {
     /// Writes the state file; a failure is told and tried again with the next change.
     pub(super) fn save(&mut self) {
         self.desired.stopped.clone_from(&self.state.stopped);
-        if let Err(error) = self.desired.save(&self.settings.folders.desired(), &self.metrics.store) {
+        if let Err(error) = self
+            .desired
+            .save(&self.settings.folders.desired(), &self.metrics.store)
+        {
             self.note(NoticeKind::Refused, "state", error.to_string());
         }
     }
@@ -208,7 +271,9 @@ fn wanted(state: &crate::core::State, instance: &crate::core::instance::Instance
     use crate::core::instance::Slot;
     match &instance.slot {
         Slot::Workload(name) => state.desired.workloads.contains_key(name),
-        Slot::Device { rule, key } => state.desired.rules.contains_key(rule) && state.devices.contains_key(key),
+        Slot::Device { rule, key } => {
+            state.desired.rules.contains_key(rule) && state.devices.contains_key(key)
+        }
         Slot::Pool { rule, n } => state.desired.rules.get(rule).is_some_and(|r| r.armed > *n),
         Slot::Once(_) | Slot::Adopted(_) => false,
     }
@@ -229,7 +294,10 @@ fn without(set: &Set, which: &[(Kind, String)]) -> Set {
 
 fn set_faults(errors: &[SetError]) -> Fault {
     let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
-    Fault { message: lines.join("\n"), hint: None }
+    Fault {
+        message: lines.join("\n"),
+        hint: None,
+    }
 }
 
 /// The node's own profiles, where the launcher reads them: `profiles/NAME.json`, each by one rename. One whose

@@ -43,9 +43,18 @@ impl Metrics {
         let gauge = |name, help| register(registry, IntGauge::new(name, help));
         Ok(Metrics {
             events: counter("berth_uevents_total", "Device events read.")?,
-            overflows: counter("berth_uevent_overflows_total", "Times that device events were lost.")?,
-            resyncs: counter("berth_device_resyncs_total", "Enumerations: start, overflow, new rules, period.")?,
-            malformed: gauge("berth_uevents_dropped", "Device events dropped: malformed, or not from the kernel.")?,
+            overflows: counter(
+                "berth_uevent_overflows_total",
+                "Times that device events were lost.",
+            )?,
+            resyncs: counter(
+                "berth_device_resyncs_total",
+                "Enumerations: start, overflow, new rules, period.",
+            )?,
+            malformed: gauge(
+                "berth_uevents_dropped",
+                "Device events dropped: malformed, or not from the kernel.",
+            )?,
             devices: gauge("berth_devices", "Devices in the inventory.")?,
         })
     }
@@ -75,7 +84,11 @@ pub(crate) struct Found {
 
 impl Found {
     fn note(&mut self, kind: NoticeKind, subject: &str, text: String) {
-        self.notices.push(Notice { kind, subject: subject.to_owned(), text });
+        self.notices.push(Notice {
+            kind,
+            subject: subject.to_owned(),
+            text,
+        });
     }
 }
 
@@ -133,8 +146,16 @@ impl Devices {
             match document.spec.compile(name) {
                 Ok(rule) => rules.push(rule),
                 Err(problems) => {
-                    let text = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-                    notices.push(Notice { kind: NoticeKind::DocumentsRefused, subject: name.clone(), text });
+                    let text = problems
+                        .iter()
+                        .map(ToString::to_string)
+                        .collect::<Vec<_>>()
+                        .join("; ");
+                    notices.push(Notice {
+                        kind: NoticeKind::DocumentsRefused,
+                        subject: name.clone(),
+                        text,
+                    });
                 }
             }
         }
@@ -173,8 +194,12 @@ impl Devices {
                 }
             }
             let counters = self.monitor.counters();
-            metrics.malformed.set(i64::try_from(counters.malformed + counters.untrusted).unwrap_or(i64::MAX));
-            metrics.devices.set(i64::try_from(self.inventory.len()).unwrap_or(i64::MAX));
+            metrics
+                .malformed
+                .set(i64::try_from(counters.malformed + counters.untrusted).unwrap_or(i64::MAX));
+            metrics
+                .devices
+                .set(i64::try_from(self.inventory.len()).unwrap_or(i64::MAX));
         }
         found.more = true;
         found
@@ -183,7 +208,9 @@ impl Devices {
     /// Enumerates, and tells the core what differs and, of what is there, what matches now.
     pub(crate) fn resync(&mut self, metrics: &Metrics, found: &mut Found) {
         metrics.resyncs.inc();
-        let filter = Filter { subsystems: self.subsystems.clone() };
+        let filter = Filter {
+            subsystems: self.subsystems.clone(),
+        };
         let devices = match enumerate_from(self.monitor.source(), &self.sys_root, &filter) {
             Ok(devices) => devices,
             Err(error) => {
@@ -195,7 +222,9 @@ impl Devices {
         for delta in self.inventory.resync(devices, &[]) {
             self.delta(delta, found);
         }
-        metrics.devices.set(i64::try_from(self.inventory.len()).unwrap_or(i64::MAX));
+        metrics
+            .devices
+            .set(i64::try_from(self.inventory.len()).unwrap_or(i64::MAX));
     }
 
     /// Matches every device anew: the rules have changed.
@@ -212,7 +241,13 @@ impl Devices {
         if !self.inventory.hold(&key, owner)
             && let Ok(device) = serde_json::from_str::<Device>(&facts.record)
         {
-            self.inventory.restore(device, Held { owner: owner.to_owned(), inside: None });
+            self.inventory.restore(
+                device,
+                Held {
+                    owner: owner.to_owned(),
+                    inside: None,
+                },
+            );
             self.known.insert(key);
         }
     }
@@ -234,7 +269,11 @@ impl Devices {
     fn delta(&mut self, delta: Delta, found: &mut Found) {
         match delta {
             Delta::Appeared { device } => self.offer(&device, Action::Add, found),
-            Delta::Changed { device, before, action } => {
+            Delta::Changed {
+                device,
+                before,
+                action,
+            } => {
                 self.other_key(&before, &device, found);
                 self.offer(&device, action, found);
             }
@@ -274,12 +313,21 @@ impl Devices {
             Ok(Some(chosen)) => {
                 let name = chosen.rule.name.clone();
                 vec![match chosen.rule.render(&view, &chosen.matched) {
-                    Ok(done) => {
-                        RuleMatch { rule: name, env: done.env, args: done.args, labels: done.labels, fault: None }
-                    }
+                    Ok(done) => RuleMatch {
+                        rule: name,
+                        env: done.env,
+                        args: done.args,
+                        labels: done.labels,
+                        fault: None,
+                    },
                     Err(errors) => {
-                        let texts: Vec<String> = errors.iter().map(|(path, e)| format!("{path}: {e}")).collect();
-                        RuleMatch { rule: name, fault: Some(texts.join("; ")), ..RuleMatch::default() }
+                        let texts: Vec<String> =
+                            errors.iter().map(|(path, e)| format!("{path}: {e}")).collect();
+                        RuleMatch {
+                            rule: name,
+                            fault: Some(texts.join("; ")),
+                            ..RuleMatch::default()
+                        }
                     }
                 }]
             }
@@ -311,7 +359,9 @@ pub(crate) fn facts(device: &Device, numa: bool) -> Facts {
         // Its index is in its key.
         true => String::new(),
         // A folder of sysfs made anew has another inode, also where path and numbers are the same.
-        false => std::fs::metadata(device.syspath()).map(|m| m.ino().to_string()).unwrap_or_default(),
+        false => std::fs::metadata(device.syspath())
+            .map(|m| m.ino().to_string())
+            .unwrap_or_default(),
     };
     Facts {
         key: device.key().0,
@@ -324,7 +374,11 @@ pub(crate) fn facts(device: &Device, numa: bool) -> Facts {
         ifindex: device.ifindex(),
         node: if numa { memory_node(device) } else { None },
         incarnation,
-        record: if net { serde_json::to_string(device).unwrap_or_default() } else { String::new() },
+        record: if net {
+            serde_json::to_string(device).unwrap_or_default()
+        } else {
+            String::new()
+        },
     }
 }
 

@@ -20,8 +20,13 @@ pub(crate) struct Metrics {
 
 impl Metrics {
     pub(super) fn new(registry: &Registry) -> prometheus::Result<Metrics> {
-        let opts = Opts::new("berth_events_total", "Things that happened, by the word that `berth events` has for them.");
-        Ok(Metrics { happenings: register(registry, IntCounterVec::new(opts, &["event"]))? })
+        let opts = Opts::new(
+            "berth_events_total",
+            "Things that happened, by the word that `berth events` has for them.",
+        );
+        Ok(Metrics {
+            happenings: register(registry, IntCounterVec::new(opts, &["event"]))?,
+        })
     }
 }
 
@@ -68,7 +73,13 @@ impl Events {
         if self.kept.len() == KEPT {
             self.kept.pop_front();
         }
-        self.kept.push_back(Happening { seq: self.last, at: now_ns(), event: kind, subject, text });
+        self.kept.push_back(Happening {
+            seq: self.last,
+            at: now_ns(),
+            event: kind,
+            subject,
+            text,
+        });
         &self.kept[self.kept.len() - 1]
     }
 
@@ -87,7 +98,11 @@ mod tests {
         let metrics = Metrics::new(&Registry::new()).unwrap();
         let mut events = Events::default();
         for n in 0..KEPT + 10 {
-            let notice = Notice { kind: NoticeKind::Agent, subject: "x".into(), text: n.to_string() };
+            let notice = Notice {
+                kind: NoticeKind::Agent,
+                subject: "x".into(),
+                text: n.to_string(),
+            };
             events.push(notice, &metrics);
         }
         assert_eq!(events.kept.len(), KEPT);

@@ -30,7 +30,9 @@ pub(crate) struct Metrics {
 impl Metrics {
     pub(super) fn new(registry: &Registry) -> prometheus::Result<Metrics> {
         let opts = Opts::new("berth_metrics_requests_total", "HTTP requests, by status.");
-        Ok(Metrics { requests: register(registry, IntCounterVec::new(opts, &["status"]))? })
+        Ok(Metrics {
+            requests: register(registry, IntCounterVec::new(opts, &["status"]))?,
+        })
     }
 }
 
@@ -80,7 +82,11 @@ async fn answer(mut stream: TcpStream, queue: UnboundedSender<Input>) -> io::Res
     let (reply, text) = oneshot::channel();
     let _ = queue.send(Input::Metrics { status, reply });
     let text = text.await.unwrap_or_default();
-    let body = if status == "200 OK" { text } else { format!("{status}\n").into_bytes() };
+    let body = if status == "200 OK" {
+        text
+    } else {
+        format!("{status}\n").into_bytes()
+    };
     let head = format!(
         "HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
         body.len()

@@ -45,7 +45,10 @@ impl Metrics {
         let counter = |name, help| register(registry, IntCounter::new(name, help));
         Ok(Metrics {
             starts: counter("berth_launcher_starts_total", "Launchers started by the agent.")?,
-            deaths: counter("berth_launcher_deaths_total", "Launchers that ended while the agent watched.")?,
+            deaths: counter(
+                "berth_launcher_deaths_total",
+                "Launchers that ended while the agent watched.",
+            )?,
         })
     }
 }
@@ -73,7 +76,9 @@ pub(crate) async fn keep(settings: Settings, queue: UnboundedSender<Input>) {
         if settings.launcher == LauncherBy::Agent {
             match start(&settings) {
                 Ok(pid) => tell(LauncherNews::Started(pid)),
-                Err(error) => tell(LauncherNews::Trouble(format!("cannot start the launcher: {error}"))),
+                Err(error) => tell(LauncherNews::Trouble(format!(
+                    "cannot start the launcher: {error}"
+                ))),
             }
         }
         let deadline = Instant::now() + PATIENCE;
@@ -82,13 +87,19 @@ pub(crate) async fn keep(settings: Settings, queue: UnboundedSender<Input>) {
         }
         if Instant::now() >= deadline {
             let socket = settings.folders.run.join(berth_launcher::client::LAUNCHER_SOCKET);
-            tell(LauncherNews::Trouble(format!("no launcher listens on {}", socket.display())));
+            tell(LauncherNews::Trouble(format!(
+                "no launcher listens on {}",
+                socket.display()
+            )));
         }
     }
 }
 
 fn is_absent(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+    )
 }
 
 /// The process behind the socket.
@@ -107,12 +118,18 @@ fn start(settings: &Settings) -> io::Result<u32> {
     let folders = &settings.folders;
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("launcher").arg("--own-session");
-    for (flag, path) in
-        [("--run-dir", &folders.run), ("--state-dir", &folders.state), ("--config-dir", &folders.config)]
-    {
+    for (flag, path) in [
+        ("--run-dir", &folders.run),
+        ("--state-dir", &folders.state),
+        ("--config-dir", &folders.config),
+    ] {
         command.arg(flag).arg(path);
     }
-    command.arg("--cgroup-parent").arg(&settings.cgroup_parent).current_dir("/").stdin(Stdio::null());
+    command
+        .arg("--cgroup-parent")
+        .arg(&settings.cgroup_parent)
+        .current_dir("/")
+        .stdin(Stdio::null());
     // It writes to the agent's standard error; its output is nobody's.
     let mut child = command.stdout(Stdio::null()).spawn()?;
     let pid = child.id();
@@ -135,10 +152,17 @@ fn start(settings: &Settings) -> io::Result<u32> {
 /// # Errors
 /// No launcher, or a request that is too long.
 pub(crate) fn launch(run: &Path, request: wire::LaunchRequest) -> Result<(UnixStream, Vec<u8>), Refusal> {
-    let refuse = |message: String, hint: Option<String>| Refusal { stage: "launcher".to_owned(), message, hint };
-    let line = encode(&LauncherRequest::Launch(Box::new(request))).map_err(|e| refuse(e.to_string(), None))?;
+    let refuse = |message: String, hint: Option<String>| Refusal {
+        stage: "launcher".to_owned(),
+        message,
+        hint,
+    };
+    let line =
+        encode(&LauncherRequest::Launch(Box::new(request))).map_err(|e| refuse(e.to_string(), None))?;
     let stream = connect_launcher(run).map_err(|e| refuse(e.to_string(), e.hint()))?;
-    stream.set_nonblocking(true).map_err(|e| refuse(e.to_string(), None))?;
+    stream
+        .set_nonblocking(true)
+        .map_err(|e| refuse(e.to_string(), None))?;
     let sent = match socket::send(stream.as_fd(), &line, &[]) {
         Ok(sent) => sent,
         Err(e) if e.kind() == io::ErrorKind::WouldBlock => 0,
@@ -149,14 +173,24 @@ pub(crate) fn launch(run: &Path, request: wire::LaunchRequest) -> Result<(UnixSt
 
 /// Asks for a sweep and waits for the answer.
 pub(crate) async fn sweep(run: &Path, id: &str) -> Result<(), Refusal> {
-    let refuse = |message: String| Refusal { stage: "sweep".to_owned(), message, hint: None };
+    let refuse = |message: String| Refusal {
+        stage: "sweep".to_owned(),
+        message,
+        hint: None,
+    };
     let talk = async {
         let stream = connect_launcher(run).map_err(|e| refuse(e.to_string()))?;
         let io = |e: io::Error| refuse(e.to_string());
         stream.set_nonblocking(true).map_err(io)?;
         let mut stream = tokio::net::UnixStream::from_std(stream).map_err(io)?;
-        let request = LauncherRequest::Sweep { version: wire::VERSION, id: id.to_owned() };
-        stream.write_all(&encode(&request).map_err(|e| refuse(e.to_string()))?).await.map_err(io)?;
+        let request = LauncherRequest::Sweep {
+            version: wire::VERSION,
+            id: id.to_owned(),
+        };
+        stream
+            .write_all(&encode(&request).map_err(|e| refuse(e.to_string()))?)
+            .await
+            .map_err(io)?;
         let mut lines = Lines::new();
         loop {
             let mut bytes = [0; 4096];

@@ -42,7 +42,11 @@ pub(crate) fn spawn(
             tracing::debug!(id, %error, "connection to monitor");
         }
         // The agent may be gone already.
-        let _ = queue.send(Input::Said { id, serial, said: Said::Closed });
+        let _ = queue.send(Input::Said {
+            id,
+            serial,
+            said: Said::Closed,
+        });
     });
     Ok(())
 }
@@ -57,7 +61,11 @@ async fn serve(
 ) -> io::Result<()> {
     let (mut lines, mut fds) = (Lines::new(), VecDeque::new());
     loop {
-        let interest = if out.is_empty() { Interest::READABLE } else { Interest::READABLE | Interest::WRITABLE };
+        let interest = if out.is_empty() {
+            Interest::READABLE
+        } else {
+            Interest::READABLE | Interest::WRITABLE
+        };
         tokio::select! {
             order = orders.recv() => match order {
                 Some(bytes) => out.extend(bytes),
@@ -100,7 +108,9 @@ fn read(
     let mut bytes = [0; 8192];
     loop {
         let mut new = Vec::new();
-        let n = match stream.try_io(Interest::READABLE, || socket::receive(stream.as_fd(), &mut bytes, &mut new)) {
+        let n = match stream.try_io(Interest::READABLE, || {
+            socket::receive(stream.as_fd(), &mut bytes, &mut new)
+        }) {
             Ok(n) => n,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(true),
             Err(e) => return Err(e),
@@ -112,9 +122,17 @@ fn read(
         fds.extend(new);
         while let Some(line) = lines.next_line().map_err(io::Error::other)? {
             let reply: Reply = decode(&line).map_err(io::Error::other)?;
-            let fd = if descriptors(&reply) > 0 { fds.pop_front() } else { None };
+            let fd = if descriptors(&reply) > 0 {
+                fds.pop_front()
+            } else {
+                None
+            };
             let said = Said::Reply(Box::new(reply), fd);
-            let _ = queue.send(Input::Said { id: id.to_owned(), serial, said });
+            let _ = queue.send(Input::Said {
+                id: id.to_owned(),
+                serial,
+                said,
+            });
         }
     }
 }

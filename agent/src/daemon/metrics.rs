@@ -65,7 +65,7 @@ impl Metrics {
                 let value = metric.get_counter().get_value()
                     + metric.get_gauge().get_value()
                     + metric.get_histogram().get_sample_count() as f64;
-                samples.push((family.get_name().to_owned(), value));
+                samples.push((family.name().to_owned(), value));
             }
         }
         samples

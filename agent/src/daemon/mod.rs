@@ -61,11 +61,7 @@ use wait::Waiter;
 #[derive(Debug)]
 pub(crate) enum Input {
     /// From a monitor.
-    Said {
-        id: String,
-        serial: u64,
-        said: Said,
-    },
+    Said { id: String, serial: u64, said: Said },
     /// Of the launcher.
     Launcher(LauncherNews),
     /// A sweep was done.
@@ -137,7 +133,10 @@ pub(crate) struct Agent {
 /// # Errors
 /// What keeps it from starting.
 pub(crate) fn main(settings: Settings) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()?;
     let outcome = runtime.block_on(run(settings));
     // Tasks hold sockets only: nothing is lost with them.
     runtime.shutdown_background();
@@ -184,8 +183,16 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         }
     }
     notify(&[NotifyState::Stopping]);
-    let left = agent.state.instances.values().filter(|i| i.phase.has_monitor()).count();
-    tracing::info!(containers = left, "the agent ends; containers go on under their monitors");
+    let left = agent
+        .state
+        .instances
+        .values()
+        .filter(|i| i.phase.has_monitor())
+        .count();
+    tracing::info!(
+        containers = left,
+        "the agent ends; containers go on under their monitors"
+    );
     Ok(())
 }
 
@@ -218,7 +225,11 @@ impl Agent {
     }
 
     fn note(&mut self, kind: NoticeKind, subject: &str, text: impl Into<String>) {
-        self.notice(Notice { kind, subject: subject.to_owned(), text: text.into() });
+        self.notice(Notice {
+            kind,
+            subject: subject.to_owned(),
+            text: text.into(),
+        });
     }
 
     fn notice(&mut self, notice: Notice) {
@@ -250,7 +261,11 @@ impl Agent {
         let changes = found.events.len();
         self.take_found(found);
         if changes > 0 {
-            self.note(NoticeKind::Resync, "devices", format!("{why}: {changes} devices differ"));
+            self.note(
+                NoticeKind::Resync,
+                "devices",
+                format!("{why}: {changes} devices differ"),
+            );
         }
     }
 
@@ -259,10 +274,15 @@ impl Agent {
             Input::Said { id, serial, said } => self.on_said(&id, serial, said),
             Input::Launcher(news) => self.on_launcher(news),
             Input::Swept { id, result } => {
-                self.feed(Event::Report { id, report: crate::core::Report::Swept(result) });
+                self.feed(Event::Report {
+                    id,
+                    report: crate::core::Report::Swept(result),
+                });
             }
             // Nobody is answered before it is known what runs.
-            asked @ Input::Asked { .. } if self.early.is_some() => self.early.get_or_insert_default().push(asked),
+            asked @ Input::Asked { .. } if self.early.is_some() => {
+                self.early.get_or_insert_default().push(asked)
+            }
             Input::Asked { op, conn, reply } => self.on_asked(*op, conn, reply),
             Input::Api(news) => self.on_api(news),
             Input::Metrics { status, reply } => {
@@ -284,18 +304,29 @@ impl Agent {
             LauncherNews::Gone(pid) => {
                 self.launcher_there = false;
                 self.metrics.launcher.deaths.inc();
-                self.note(NoticeKind::Launcher, "launcher", format!("pid {pid} ended; monitors go on"));
+                self.note(
+                    NoticeKind::Launcher,
+                    "launcher",
+                    format!("pid {pid} ended; monitors go on"),
+                );
             }
             LauncherNews::Started(pid) => {
                 self.metrics.launcher.starts.inc();
-                self.note(NoticeKind::Launcher, "launcher", format!("started by the agent, pid {pid}"));
+                self.note(
+                    NoticeKind::Launcher,
+                    "launcher",
+                    format!("started by the agent, pid {pid}"),
+                );
             }
             LauncherNews::Trouble(text) => self.note(NoticeKind::Refused, "launcher", text),
         }
     }
 
     fn wake_at(&self, watchdog: Option<Instant>) -> Instant {
-        let core = self.state.deadline().map(|at| self.begun + Duration::from_millis(at));
+        let core = self
+            .state
+            .deadline()
+            .map(|at| self.begun + Duration::from_millis(at));
         let waiters = self.waiters.iter().filter_map(|w| w.deadline).min();
         let all = [core, waiters, watchdog, Some(self.resync_at)];
         all.into_iter().flatten().min().unwrap_or(self.resync_at)

@@ -1,7 +1,9 @@
 //! Metrics of containers: phases, launches, ends, restarts, drift, lost output, cores and budget.
 
 use berth_launcher::wire::Exit;
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
 
 use crate::core::instance::Phase;
 use crate::core::{Event, NoticeKind, Report, State};
@@ -34,7 +36,10 @@ impl Metrics {
         let gauge = |name, help| register(registry, IntGauge::new(name, help));
         let vec = |name, help, label| register(registry, IntCounterVec::new(Opts::new(name, help), &[label]));
         let histogram = |name, help, buckets: &[f64]| {
-            register(registry, Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec())))
+            register(
+                registry,
+                Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec())),
+            )
         };
         let phases = Opts::new("berth_containers", "Containers, by phase.");
         Ok(Metrics {
@@ -43,32 +48,55 @@ impl Metrics {
             exits: vec("berth_exits_total", "Containers that ended, by how.", "how")?,
             restarts: counter("berth_restarts_total", "Restarts by policy.")?,
             drift: counter("berth_drift_total", "Times that a proven fact no longer held.")?,
-            drifting: gauge("berth_containers_drifting", "Containers with a fact that does not hold.")?,
+            drifting: gauge(
+                "berth_containers_drifting",
+                "Containers with a fact that does not hold.",
+            )?,
             dropped: counter("berth_log_dropped_bytes_total", "Bytes of output lost.")?,
-            adopted: counter("berth_adopted_total", "Containers found again after a restart of the agent.")?,
-            monitors_lost: counter("berth_monitors_lost_total", "Monitors that died, each with its container.")?,
-            refused_places: counter("berth_placement_refusals_total", "Times that a container found no place.")?,
+            adopted: counter(
+                "berth_adopted_total",
+                "Containers found again after a restart of the agent.",
+            )?,
+            monitors_lost: counter(
+                "berth_monitors_lost_total",
+                "Monitors that died, each with its container.",
+            )?,
+            refused_places: counter(
+                "berth_placement_refusals_total",
+                "Times that a container found no place.",
+            )?,
             cpus: gauge("berth_cpus_given", "CPUs given away as whole cores.")?,
-            budget: gauge("berth_rt_budget_held_us", "Real-time budget held, microseconds of each second.")?,
+            budget: gauge(
+                "berth_rt_budget_held_us",
+                "Real-time budget held, microseconds of each second.",
+            )?,
             launch_seconds: histogram(
                 "berth_launch_seconds",
                 "From the launch request to the first instruction.",
-                &[0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1.0, 4.0],
+                &[
+                    0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1.0, 4.0,
+                ],
             )?,
             plug_seconds: histogram(
                 "berth_plug_seconds",
                 "From the device event read to the launch request sent.",
-                &[0.000_05, 0.000_1, 0.000_2, 0.000_4, 0.000_8, 0.001_6, 0.003_2, 0.01, 0.1, 1.0],
+                &[
+                    0.000_05, 0.000_1, 0.000_2, 0.000_4, 0.000_8, 0.001_6, 0.003_2, 0.01, 0.1, 1.0,
+                ],
             )?,
         })
     }
 
     /// Counts what an event says of a container.
     pub(crate) fn event(&self, event: &Event) {
-        let Event::Report { report, .. } = event else { return };
+        let Event::Report { report, .. } = event else {
+            return;
+        };
         match report {
             Report::Started { .. } => self.launches.with_label_values(&["started"]).inc(),
-            Report::Failed(_) | Report::NotLaunched { .. } => self.launches.with_label_values(&["failed"]).inc(),
+            Report::Failed(_) | Report::NotLaunched { .. } => {
+                self.launches.with_label_values(&["failed"]).inc()
+            }
             Report::Exited(exit) => self.exits.with_label_values(&[how(exit)]).inc(),
             Report::Dropped(bytes) => self.dropped.inc_by(*bytes),
             _ => {}
@@ -90,13 +118,22 @@ impl Metrics {
     /// Sets the gauges; called when they are asked for.
     pub(crate) fn levels(&self, state: &State) {
         for word in Phase::WORDS {
-            let count = state.instances.values().filter(|i| i.phase.as_str() == word).count();
-            self.phases.with_label_values(&[word]).set(i64::try_from(count).unwrap_or(i64::MAX));
+            let count = state
+                .instances
+                .values()
+                .filter(|i| i.phase.as_str() == word)
+                .count();
+            self.phases
+                .with_label_values(&[word])
+                .set(i64::try_from(count).unwrap_or(i64::MAX));
         }
         let drifting = state.instances.values().filter(|i| !i.drift.is_empty()).count();
         self.drifting.set(i64::try_from(drifting).unwrap_or(i64::MAX));
         let held = state.held();
-        let given: usize = held.iter().map(|h| h.cpus.intersection(&state.node.pool.isolated).len()).sum();
+        let given: usize = held
+            .iter()
+            .map(|h| h.cpus.intersection(&state.node.pool.isolated).len())
+            .sum();
         self.cpus.set(i64::try_from(given).unwrap_or(i64::MAX));
         let budget: u64 = held.iter().map(|h| h.rt_runtime_us).sum();
         self.budget.set(i64::try_from(budget).unwrap_or(i64::MAX));

@@ -62,11 +62,30 @@ impl Agent {
                     self.launches.push_back((request, image));
                 }
             }
-            Effect::Start { id, args, env, devices, interfaces, labels, notes } => {
+            Effect::Start {
+                id,
+                args,
+                env,
+                devices,
+                interfaces,
+                labels,
+                notes,
+            } => {
                 if let Some(link) = self.links.get_mut(&id) {
                     link.begun = Some(Instant::now());
                 }
-                self.order(&id, &Command::Start { args, env, devices, interfaces, labels, notes }, None);
+                self.order(
+                    &id,
+                    &Command::Start {
+                        args,
+                        env,
+                        devices,
+                        interfaces,
+                        labels,
+                        notes,
+                    },
+                    None,
+                );
                 self.plug_done();
             }
             Effect::Stop(id) => self.stop(&id, events),
@@ -99,9 +118,19 @@ impl Agent {
         let before = self.launches.len();
         self.launches.retain(|(request, _)| request.id != id);
         if self.launches.len() < before {
-            let refusal = Refusal { stage: "launch".into(), message: "stopped before it was sent".into(), hint: None };
-            let report = Report::NotLaunched { refusal, reached: false };
-            events.push_back(Event::Report { id: id.to_owned(), report });
+            let refusal = Refusal {
+                stage: "launch".into(),
+                message: "stopped before it was sent".into(),
+                hint: None,
+            };
+            let report = Report::NotLaunched {
+                refusal,
+                reached: false,
+            };
+            events.push_back(Event::Report {
+                id: id.to_owned(),
+                report,
+            });
             return;
         }
         self.order(id, &Command::Stop, None);
@@ -118,7 +147,14 @@ impl Agent {
         };
         let linked = sent.and_then(|(stream, rest)| {
             self.link(&id, stream, rest, true).map_err(|error| {
-                (Refusal { stage: "launcher".into(), message: error.to_string(), hint: None }, false)
+                (
+                    Refusal {
+                        stage: "launcher".into(),
+                        message: error.to_string(),
+                        hint: None,
+                    },
+                    false,
+                )
             })
         });
         match linked {
@@ -135,7 +171,10 @@ impl Agent {
 
     fn plug_done(&mut self) {
         if let Some(read) = self.plugged {
-            self.metrics.containers.plug_seconds.observe(read.elapsed().as_secs_f64());
+            self.metrics
+                .containers
+                .plug_seconds
+                .observe(read.elapsed().as_secs_f64());
         }
     }
 
@@ -149,9 +188,23 @@ impl Agent {
     ) -> std::io::Result<()> {
         self.serial += 1;
         let (orders, taken) = unbounded_channel();
-        link::spawn(id.to_owned(), self.serial, stream, rest, taken, self.queue.clone())?;
+        link::spawn(
+            id.to_owned(),
+            self.serial,
+            stream,
+            rest,
+            taken,
+            self.queue.clone(),
+        )?;
         let begun = fresh.then(Instant::now);
-        let link = Link { serial: self.serial, orders, pidfd: None, fresh, begun, expect: VecDeque::new() };
+        let link = Link {
+            serial: self.serial,
+            orders,
+            pidfd: None,
+            fresh,
+            begun,
+            expect: VecDeque::new(),
+        };
         self.links.insert(id.to_owned(), link);
         Ok(())
     }
@@ -159,14 +212,23 @@ impl Agent {
     /// Connects to a monitor that was there before this agent.
     pub(super) fn greet(&mut self, id: &str) -> Result<(), String> {
         let stream = connect_monitor(&self.settings.folders.run, id).map_err(|e| e.to_string())?;
-        self.link(id, stream, Vec::new(), false).map_err(|e| e.to_string())?;
-        self.order(id, &Command::Hello { version: wire::VERSION }, Some(Expect::Hello));
+        self.link(id, stream, Vec::new(), false)
+            .map_err(|e| e.to_string())?;
+        self.order(
+            id,
+            &Command::Hello {
+                version: wire::VERSION,
+            },
+            Some(Expect::Hello),
+        );
         Ok(())
     }
 
     /// Sends an order to a monitor. One that is gone says so by itself.
     pub(super) fn order(&mut self, id: &str, command: &Command, expect: Option<Expect>) {
-        let Some(link) = self.links.get_mut(id) else { return };
+        let Some(link) = self.links.get_mut(id) else {
+            return;
+        };
         match encode(command) {
             Ok(line) => {
                 // A closed channel: the end of the link is in the queue already.
@@ -178,11 +240,16 @@ impl Agent {
     }
 
     fn report(&mut self, id: &str, report: Report) {
-        self.feed(Event::Report { id: id.to_owned(), report });
+        self.feed(Event::Report {
+            id: id.to_owned(),
+            report,
+        });
     }
 
     pub(super) fn on_said(&mut self, id: &str, serial: u64, said: Said) {
-        let Some(link) = self.links.get_mut(id).filter(|link| link.serial == serial) else { return };
+        let Some(link) = self.links.get_mut(id).filter(|link| link.serial == serial) else {
+            return;
+        };
         let fresh = std::mem::replace(&mut link.fresh, false);
         if fresh {
             self.in_flight = self.in_flight.saturating_sub(1);
@@ -202,7 +269,9 @@ impl Agent {
 
     fn next_launches(&mut self) {
         while self.in_flight < IN_FLIGHT {
-            let Some((request, image)) = self.launches.pop_front() else { return };
+            let Some((request, image)) = self.launches.pop_front() else {
+                return;
+            };
             let mut events = VecDeque::new();
             self.launch(request, &image, &mut events);
             for event in events {
@@ -212,7 +281,9 @@ impl Agent {
     }
 
     fn on_reply(&mut self, id: &str, reply: Reply, fd: Option<OwnedFd>, fresh: bool) {
-        let Some(link) = self.links.get_mut(id) else { return };
+        let Some(link) = self.links.get_mut(id) else {
+            return;
+        };
         match reply {
             Reply::Done => match link.expect.pop_front() {
                 Some(Expect::Freeze) => self.report(id, Report::Frozen(true)),
@@ -221,7 +292,13 @@ impl Agent {
             },
             Reply::Refused(refusal) if fresh => {
                 self.links.remove(id);
-                self.report(id, Report::NotLaunched { refusal, reached: true });
+                self.report(
+                    id,
+                    Report::NotLaunched {
+                        refusal,
+                        reached: true,
+                    },
+                );
             }
             // Orders that are answered by events only have no entry in `expect`.
             Reply::Refused(refusal) if matches!(refusal.stage.as_str(), "start" | "stop") => {
@@ -253,7 +330,10 @@ impl Agent {
                 if matches!(*event, wire::Event::Started { .. })
                     && let Some(begun) = begun
                 {
-                    self.metrics.containers.launch_seconds.observe(begun.elapsed().as_secs_f64());
+                    self.metrics
+                        .containers
+                        .launch_seconds
+                        .observe(begun.elapsed().as_secs_f64());
                 }
                 let started = matches!(*event, wire::Event::Started { .. });
                 self.report(id, report_of(*event));
@@ -268,7 +348,12 @@ impl Agent {
     /// Who may run on its cores is no promise of the exec stop's: it is asked for when the container runs.
     pub(super) fn ask_isolation(&mut self, id: &str) {
         let whole = |i: &crate::core::instance::Instance| i.place.as_ref().is_some_and(|p| !p.shared);
-        if self.state.instances.get(id).is_some_and(|i| whole(i) && i.isolation.is_none()) {
+        if self
+            .state
+            .instances
+            .get(id)
+            .is_some_and(|i| whole(i) && i.isolation.is_none())
+        {
             self.order(id, &Command::Prove, Some(Expect::Prove(NOBODY)));
         }
     }
@@ -279,13 +364,19 @@ impl Agent {
             return;
         }
         if status.version > wire::VERSION {
-            let text = format!("its monitor speaks version {}, this agent {}", status.version, wire::VERSION);
+            let text = format!(
+                "its monitor speaks version {}, this agent {}",
+                status.version,
+                wire::VERSION
+            );
             self.note(NoticeKind::Adopted, &status.request.id, text);
         }
         let id = status.request.id.clone();
         let known = status.proof.as_ref().and_then(isolation);
         let runs = matches!(status.phase, wire::Phase::Running | wire::Phase::Armed);
-        self.feed(Event::Adopt { status: Box::new(status) });
+        self.feed(Event::Adopt {
+            status: Box::new(status),
+        });
         if let Some(instance) = self.state.instances.get_mut(&id) {
             instance.isolation = known;
         }
@@ -298,9 +389,11 @@ impl Agent {
 fn report_of(event: wire::Event) -> Report {
     match event {
         wire::Event::Created { pid, start_time, .. } => Report::Created { pid, start_time },
-        wire::Event::Started { proof, timing } => {
-            Report::Started { at: super::events::now_ns(), isolation: isolation(&proof), timing }
-        }
+        wire::Event::Started { proof, timing } => Report::Started {
+            at: super::events::now_ns(),
+            isolation: isolation(&proof),
+            timing,
+        },
         wire::Event::Failed { refusal, proof } => {
             // The refusal names the fact; the others that failed are told too.
             let mut refusal = refusal;
@@ -322,7 +415,10 @@ fn report_of(event: wire::Event) -> Report {
 
 /// A fact that does not hold, in one line.
 fn drifted(fact: &Fact) -> String {
-    format!("{}: promised {}, actual {} ({})", fact.name, fact.promised, fact.actual, fact.source)
+    format!(
+        "{}: promised {}, actual {} ({})",
+        fact.name, fact.promised, fact.actual, fact.source
+    )
 }
 
 /// What a proof says of the cores.

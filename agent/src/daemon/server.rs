@@ -38,7 +38,10 @@ pub(crate) struct Metrics {
 impl Metrics {
     pub(super) fn new(registry: &Registry) -> prometheus::Result<Metrics> {
         let requests = Opts::new("berth_api_requests_total", "API requests, by operation.");
-        let refused = Opts::new("berth_api_refused_total", "API connections and requests refused, by reason.");
+        let refused = Opts::new(
+            "berth_api_refused_total",
+            "API connections and requests refused, by reason.",
+        );
         let connections = IntGauge::new("berth_api_connections", "Open API connections.");
         Ok(Metrics {
             requests: register(registry, IntCounterVec::new(requests, &["op"]))?,
@@ -108,7 +111,9 @@ pub(crate) fn listen(folders: &Folders, queue: UnboundedSender<Input>) -> io::Re
 async fn serve(mut stream: UnixStream, conn: u64, queue: &UnboundedSender<Input>) -> io::Result<()> {
     let mut buffer = Vec::new();
     loop {
-        let Some(request) = next_line(&mut stream, &mut buffer).await? else { return Ok(()) };
+        let Some(request) = next_line(&mut stream, &mut buffer).await? else {
+            return Ok(());
+        };
         let op = match parse(&request) {
             Ok(op) => op,
             Err((why, fault)) => {
@@ -117,7 +122,11 @@ async fn serve(mut stream: UnixStream, conn: u64, queue: &UnboundedSender<Input>
             }
         };
         let (reply, mut answers) = mpsc::channel(WAITING);
-        let _ = queue.send(Input::Asked { op: Box::new(op), conn, reply });
+        let _ = queue.send(Input::Asked {
+            op: Box::new(op),
+            conn,
+            reply,
+        });
         let mut byte = [0; 1];
         let mut half_closed = false;
         loop {
@@ -159,7 +168,12 @@ async fn next_line(stream: &mut UnixStream, buffer: &mut Vec<u8>) -> io::Result<
         searched = buffer.len();
         if buffer.len() > MAX_LINE {
             let text = format!("a line of more than {MAX_LINE} bytes");
-            stream.write_all(&line::<()>(&Answer::Error(Fault { message: text.clone(), hint: None }))).await?;
+            stream
+                .write_all(&line::<()>(&Answer::Error(Fault {
+                    message: text.clone(),
+                    hint: None,
+                })))
+                .await?;
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         }
         let mut bytes = [0; 8192];
@@ -177,8 +191,12 @@ fn parse(bytes: &[u8]) -> Result<crate::api::Op, (&'static str, Fault)> {
     struct Head {
         version: Option<u64>,
     }
-    let fault = |message: String, hint: Option<&str>| Fault { message, hint: hint.map(str::to_owned) };
-    let head: Head = serde_json::from_slice(bytes).map_err(|e| ("syntax", fault(format!("no request: {e}"), None)))?;
+    let fault = |message: String, hint: Option<&str>| Fault {
+        message,
+        hint: hint.map(str::to_owned),
+    };
+    let head: Head =
+        serde_json::from_slice(bytes).map_err(|e| ("syntax", fault(format!("no request: {e}"), None)))?;
     match head.version {
         Some(v) if v == u64::from(VERSION) => {}
         Some(v) => {

@@ -35,7 +35,9 @@ impl Folders {
 
     /// RUN/monitors/ID.sock.
     pub(crate) fn monitor(&self, id: &str) -> PathBuf {
-        self.run.join(berth_launcher::client::MONITORS).join(format!("{id}.sock"))
+        self.run
+            .join(berth_launcher::client::MONITORS)
+            .join(format!("{id}.sock"))
     }
 
     /// STATE/state/desired.json.

@@ -36,7 +36,11 @@ impl Agent {
         inputs: &mut UnboundedReceiver<Input>,
     ) -> anyhow::Result<Agent> {
         let folders = &settings.folders;
-        for (folder, mode) in [(&folders.run, 0o755), (&folders.state, 0o755), (&folders.state.join("state"), 0o700)] {
+        for (folder, mode) in [
+            (&folders.run, 0o755),
+            (&folders.state, 0o755),
+            (&folders.state.join("state"), 0o700),
+        ] {
             make_dir(folder, mode)?;
         }
         let images = Images::open(folders.images(), Mode::Write)?;
@@ -66,7 +70,9 @@ impl Agent {
                 Err(error) => Err(Refusal {
                     stage: "image".to_owned(),
                     message: super::perform::chain(&error),
-                    hint: error.hint(),
+                    hint: error
+                        .hint()
+                        .or_else(|| Some("load it with `berth image load PATH`".to_owned())),
                 }),
             }),
             in_flight: 0,
@@ -161,9 +167,15 @@ impl Agent {
         let deadline = Instant::now() + MONITORS;
         while !awaited.is_empty() {
             let left = deadline.saturating_duration_since(Instant::now());
-            let Ok(Some(input)) = timeout(left, inputs.recv()).await else { break };
+            let Ok(Some(input)) = timeout(left, inputs.recv()).await else {
+                break;
+            };
             match input {
-                Input::Said { id, serial, said: Said::Reply(reply, fd) } if awaited.contains(&id) => match *reply {
+                Input::Said {
+                    id,
+                    serial,
+                    said: Said::Reply(reply, fd),
+                } if awaited.contains(&id) => match *reply {
                     Reply::Status(status) => {
                         awaited.remove(&id);
                         if let Some(link) = self.links.get_mut(&id) {
@@ -172,9 +184,17 @@ impl Agent {
                         }
                         found.push(*status);
                     }
-                    other => later.push(Input::Said { id, serial, said: Said::Reply(Box::new(other), fd) }),
+                    other => later.push(Input::Said {
+                        id,
+                        serial,
+                        said: Said::Reply(Box::new(other), fd),
+                    }),
                 },
-                Input::Said { id, said: Said::Closed, .. } if awaited.remove(&id) => {
+                Input::Said {
+                    id,
+                    said: Said::Closed,
+                    ..
+                } if awaited.remove(&id) => {
                     self.links.remove(&id);
                     self.note(NoticeKind::MonitorLost, &id, "ended while it was asked how it is");
                     stale.push(id);
@@ -183,7 +203,11 @@ impl Agent {
             }
         }
         for id in awaited {
-            self.note(NoticeKind::Refused, &id, "its monitor does not answer; taken over when it does");
+            self.note(
+                NoticeKind::Refused,
+                &id,
+                "its monitor does not answer; taken over when it does",
+            );
         }
         found
     }
@@ -203,8 +227,8 @@ impl Agent {
         let mut set = Set::default();
         for status in found {
             let note = |key: &str| status.request.notes.get(key);
-            if let Some(document) =
-                note(notes::WORKLOAD).and_then(|text| serde_json::from_str::<Document<WorkloadSpec>>(text).ok())
+            if let Some(document) = note(notes::WORKLOAD)
+                .and_then(|text| serde_json::from_str::<Document<WorkloadSpec>>(text).ok())
                 && !matches!(crate::core::slot_of(status), crate::core::instance::Slot::Once(_))
             {
                 set.workloads.insert(document.name().to_owned(), document);
@@ -236,18 +260,28 @@ impl Agent {
 
 /// What the node has to give, by its document.
 pub(super) fn node(set: &Set, topology: &Topology, support: &Support) -> Result<Node, String> {
-    let spec = set.node().map(|document| document.spec.clone()).unwrap_or_default();
+    let spec = set
+        .node()
+        .map(|document| document.spec.clone())
+        .unwrap_or_default();
     let pool = spec.pool(topology, support).map_err(|problems| {
         let name = set.node().map_or("(none)", |document| document.name());
         let texts: Vec<String> = problems.iter().map(|p| format!("Node `{name}`: {p}")).collect();
         texts.join("; ")
     })?;
-    Ok(Node { pool, rt_groups: matches!(support, Support::PerGroup(_)) })
+    Ok(Node {
+        pool,
+        rt_groups: matches!(support, Support::PerGroup(_)),
+    })
 }
 
 /// The ids of the sockets in RUN/monitors.
 fn monitor_ids(folder: &Path) -> Vec<String> {
-    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return Vec::new();
+    };
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    names.filter_map(|name| name.strip_suffix(".sock").map(str::to_owned)).collect()
+    names
+        .filter_map(|name| name.strip_suffix(".sock").map(str::to_owned))
+        .collect()
 }

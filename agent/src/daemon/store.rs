@@ -29,7 +29,10 @@ pub(crate) struct Metrics {
 impl Metrics {
     pub(super) fn new(registry: &Registry) -> prometheus::Result<Metrics> {
         let writes = Opts::new("berth_state_writes_total", "Writes of the state file, by result.");
-        let loads = Opts::new("berth_document_loads_total", "Readings of the configuration folder, by result.");
+        let loads = Opts::new(
+            "berth_document_loads_total",
+            "Readings of the configuration folder, by result.",
+        );
         Ok(Metrics {
             writes: register(registry, IntCounterVec::new(writes, &["result"]))?,
             loads: register(registry, IntCounterVec::new(loads, &["result"]))?,
@@ -109,16 +112,34 @@ impl Desired {
             Ok(text) => text,
             Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) if source.kind() == io::ErrorKind::InvalidData => {
-                return Err(LoadError::Corrupt { path: path.to_owned(), problem: "not UTF-8".to_owned() });
+                return Err(LoadError::Corrupt {
+                    path: path.to_owned(),
+                    problem: "not UTF-8".to_owned(),
+                });
             }
-            Err(source) => return Err(LoadError::Io { path: path.to_owned(), source }),
+            Err(source) => {
+                return Err(LoadError::Io {
+                    path: path.to_owned(),
+                    source,
+                });
+            }
         };
-        let corrupt = |problem: String| LoadError::Corrupt { path: path.to_owned(), problem };
+        let corrupt = |problem: String| LoadError::Corrupt {
+            path: path.to_owned(),
+            problem,
+        };
         let read: Read = serde_json::from_str(&text).map_err(|e| corrupt(e.to_string()))?;
         if read.version != VERSION {
-            return Err(corrupt(format!("version {}, this berth reads {VERSION}", read.version)));
+            return Err(corrupt(format!(
+                "version {}, this berth reads {VERSION}",
+                read.version
+            )));
         }
-        let desired = Desired { files: read.files, applied: read.applied, stopped: read.stopped };
+        let desired = Desired {
+            files: read.files,
+            applied: read.applied,
+            stopped: read.stopped,
+        };
         let problems = desired.effective().validate();
         if let Some((what, problem)) = problems.first() {
             return Err(corrupt(format!("{what}: {}: {}", problem.path, problem.message)));
@@ -131,8 +152,13 @@ impl Desired {
     /// # Errors
     /// The kernel's, with the path.
     pub(crate) fn save(&self, path: &Path, metrics: &Metrics) -> io::Result<()> {
-        let done = self.write(path).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())));
-        metrics.writes.with_label_values(&[if done.is_ok() { "ok" } else { "failed" }]).inc();
+        let done = self
+            .write(path)
+            .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())));
+        metrics
+            .writes
+            .with_label_values(&[if done.is_ok() { "ok" } else { "failed" }])
+            .inc();
         done
     }
 
@@ -146,7 +172,12 @@ impl Desired {
             applied: &self.applied,
             stopped: &self.stopped,
         })?;
-        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        let mut file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&new)?;
         file.write_all(&text)?;
         file.write_all(b"\n")?;
         file.sync_all()?;
@@ -167,7 +198,10 @@ pub(crate) fn keep_aside(path: &Path) -> io::Result<PathBuf> {
             return Ok(aside);
         }
     }
-    Err(io::Error::other(format!("{}: 999 unreadable state files are kept already", path.display())))
+    Err(io::Error::other(format!(
+        "{}: 999 unreadable state files are kept already",
+        path.display()
+    )))
 }
 
 #[cfg(test)]
@@ -184,11 +218,17 @@ mod tests {
         let path = folder.path().join("state/desired.json");
         assert!(Desired::load(&path).unwrap().is_none());
         let text = "apiVersion: berth/v1\nkind: Workload\nmetadata: {name: a}\nspec: {image: x}\n";
-        let source = berth_documents::Source { name: "a.yaml".into(), text: text.into() };
+        let source = berth_documents::Source {
+            name: "a.yaml".into(),
+            text: text.into(),
+        };
         let report = berth_documents::check_sources(&[source], &Set::default());
         assert!(report.faults.is_empty(), "{:?}", report.faults);
-        let desired =
-            Desired { applied: report.set, stopped: ["a".to_owned()].into(), ..Desired::default() };
+        let desired = Desired {
+            applied: report.set,
+            stopped: ["a".to_owned()].into(),
+            ..Desired::default()
+        };
         desired.save(&path, &metrics()).unwrap();
         let back = Desired::load(&path).unwrap().unwrap();
         assert_eq!(back.stopped, desired.stopped);
@@ -199,9 +239,17 @@ mod tests {
     fn an_unreadable_file_is_told_and_kept() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("desired.json");
-        for text in [&b"{\"version\":1"[..], b"{\"version\":99}", b"\xff\xff", b"{\"version\":1,\"more\":1}"] {
+        for text in [
+            &b"{\"version\":1"[..],
+            b"{\"version\":99}",
+            b"\xff\xff",
+            b"{\"version\":1,\"more\":1}",
+        ] {
             fs::write(&path, text).unwrap();
-            assert!(matches!(Desired::load(&path), Err(LoadError::Corrupt { .. })), "{text:?}");
+            assert!(
+                matches!(Desired::load(&path), Err(LoadError::Corrupt { .. })),
+                "{text:?}"
+            );
             let aside = keep_aside(&path).unwrap();
             assert_eq!(fs::read(aside).unwrap(), text);
         }

@@ -19,7 +19,13 @@ const YAML: &str = "apiVersion: berth/v1\nkind: Workload\nmetadata: {name: a}\n\
                     spec: {image: img, cpus: shared, restart: {delay: 10ms, limit: 1}}\n";
 
 fn documents(yaml: &str) -> Set {
-    let report = check_sources(&[Source { name: "t.yaml".into(), text: yaml.into() }], &Set::default());
+    let report = check_sources(
+        &[Source {
+            name: "t.yaml".into(),
+            text: yaml.into(),
+        }],
+        &Set::default(),
+    );
     assert!(report.faults.is_empty(), "{:?}", report.faults);
     report.set
 }
@@ -29,7 +35,11 @@ fn agent(folder: &Path) -> (Agent, UnboundedReceiver<Input>) {
         std::fs::create_dir_all(folder.join(name)).unwrap();
         folder.join(name)
     };
-    let folders = Folders { run: dir("run"), state: dir("state"), config: dir("config") };
+    let folders = Folders {
+        run: dir("run"),
+        state: dir("state"),
+        config: dir("config"),
+    };
     let settings = Settings {
         folders,
         cgroup_parent: "x".into(),
@@ -53,7 +63,11 @@ fn agent(folder: &Path) -> (Agent, UnboundedReceiver<Input>) {
         serial: 0,
         resolve: Box::new(|reference| match reference {
             "img" => Ok(format!("sha256:{}", "0".repeat(64))),
-            other => Err(Refusal { stage: "image".into(), message: format!("no image {other}"), hint: None }),
+            other => Err(Refusal {
+                stage: "image".into(),
+                message: format!("no image {other}"),
+                hint: None,
+            }),
         }),
         in_flight: 0,
         launches: VecDeque::new(),
@@ -76,7 +90,11 @@ fn agent(folder: &Path) -> (Agent, UnboundedReceiver<Input>) {
 async fn until(agent: &mut Agent, inputs: &mut UnboundedReceiver<Input>, done: impl Fn(&Agent) -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !done(agent) {
-        assert!(Instant::now() < deadline, "not within 20 s: {:?}", agent.state.instances);
+        assert!(
+            Instant::now() < deadline,
+            "not within 20 s: {:?}",
+            agent.state.instances
+        );
         match tokio::time::timeout(Duration::from_millis(20), inputs.recv()).await {
             Ok(Some(input)) => agent.on_input(input),
             _ => agent.on_time(),
@@ -85,11 +103,22 @@ async fn until(agent: &mut Agent, inputs: &mut UnboundedReceiver<Input>, done: i
 }
 
 fn fact(holds: bool) -> Fact {
-    Fact { name: "x".into(), promised: "1".into(), actual: "2".into(), source: "here".into(), holds }
+    Fact {
+        name: "x".into(),
+        promised: "1".into(),
+        actual: "2".into(),
+        source: "here".into(),
+        holds,
+    }
 }
 
 fn proof() -> Proof {
-    Proof { pid: 1, stage: Stage::ExecStop, at: 1, facts: vec![fact(true)] }
+    Proof {
+        pid: 1,
+        stage: Stage::ExecStop,
+        at: 1,
+        facts: vec![fact(true)],
+    }
 }
 
 fn say(stream: &mut UnixStream, event: Wire) {
@@ -112,15 +141,33 @@ fn launcher(run: &Path, acts: Vec<Box<dyn FnOnce(UnixStream) + Send>>) -> std::t
 
 fn line(stream: &UnixStream) -> serde_json::Value {
     let mut text = String::new();
-    BufReader::new(stream.try_clone().unwrap()).read_line(&mut text).unwrap();
+    BufReader::new(stream.try_clone().unwrap())
+        .read_line(&mut text)
+        .unwrap();
     serde_json::from_str(&text).unwrap()
 }
 
 fn started(mut stream: UnixStream) -> UnixStream {
     let request = line(&stream);
-    assert_eq!((request["op"].as_str(), request["id"].as_str()), (Some("launch"), Some("a")));
-    say(&mut stream, Wire::Created { pid: 1, start_time: 1, proof: None });
-    say(&mut stream, Wire::Started { proof: proof(), timing: vec![("exec".into(), 1)] });
+    assert_eq!(
+        (request["op"].as_str(), request["id"].as_str()),
+        (Some("launch"), Some("a"))
+    );
+    say(
+        &mut stream,
+        Wire::Created {
+            pid: 1,
+            start_time: 1,
+            proof: None,
+        },
+    );
+    say(
+        &mut stream,
+        Wire::Started {
+            proof: proof(),
+            timing: vec![("exec".into(), 1)],
+        },
+    );
     stream
 }
 
@@ -136,16 +183,34 @@ async fn every_metric_is_moved() {
             // Runs, drifts, recovers, loses output, ends by itself.
             Box::new(|stream| {
                 let mut stream = started(stream);
-                say(&mut stream, Wire::Drift { facts: vec![fact(false)] });
+                say(
+                    &mut stream,
+                    Wire::Drift {
+                        facts: vec![fact(false)],
+                    },
+                );
                 say(&mut stream, Wire::Restored);
                 say(&mut stream, Wire::Dropped { bytes: 7 });
-                say(&mut stream, Wire::Exited(Exit { code: Some(3), signal: None, oom: false, at: 1 }));
+                say(
+                    &mut stream,
+                    Wire::Exited(Exit {
+                        code: Some(3),
+                        signal: None,
+                        oom: false,
+                        at: 1,
+                    }),
+                );
                 assert_eq!(line(&stream)["op"], "release");
             }),
             // Runs again, drifts, and its monitor dies.
             Box::new(|stream| {
                 let mut stream = started(stream);
-                say(&mut stream, Wire::Drift { facts: vec![fact(false)] });
+                say(
+                    &mut stream,
+                    Wire::Drift {
+                        facts: vec![fact(false)],
+                    },
+                );
                 std::thread::sleep(Duration::from_millis(300));
             }),
             Box::new(|mut stream| {
@@ -157,10 +222,23 @@ async fn every_metric_is_moved() {
     agent.feed(Event::Ready);
     // A device event read at this moment.
     agent.plugged = Some(Instant::now());
-    agent.apply(&Changes { set: documents(YAML), delete: Vec::new() }).unwrap();
+    agent
+        .apply(&Changes {
+            set: documents(YAML),
+            delete: Vec::new(),
+        })
+        .unwrap();
     agent.plugged = None;
-    let drifting = |a: &Agent| a.state.instances.get("a").is_some_and(|i| !i.drift.is_empty() && i.pid.is_some());
-    until(&mut agent, &mut inputs, |a| drifting(a) && a.state.history.values().any(|h| h.total == 1)).await;
+    let drifting = |a: &Agent| {
+        a.state
+            .instances
+            .get("a")
+            .is_some_and(|i| !i.drift.is_empty() && i.pid.is_some())
+    };
+    until(&mut agent, &mut inputs, |a| {
+        drifting(a) && a.state.history.values().any(|h| h.total == 1)
+    })
+    .await;
     agent.metrics.containers.levels(&agent.state);
     let mut moved: BTreeMap<String, f64> = BTreeMap::new();
     let mut look = |agent: &Agent| {
@@ -171,7 +249,10 @@ async fn every_metric_is_moved() {
     };
     look(&agent);
     // The limit of one restart is reached.
-    until(&mut agent, &mut inputs, |a| a.state.instances["a"].phase.as_str() == "failed").await;
+    until(&mut agent, &mut inputs, |a| {
+        a.state.instances["a"].phase.as_str() == "failed"
+    })
+    .await;
     // Launches that are refused, a place that is not there, whole cores and budget.
     let cpus = agent.state.node.pool.isolated.len();
     agent.state.node.rt_groups = true;
@@ -181,9 +262,17 @@ async fn every_metric_is_moved() {
          ---\napiVersion: berth/v1\nkind: Workload\nmetadata: {{name: c}}\nspec: {{image: none, cpus: {}}}\n",
         cpus + 1
     );
-    agent.support = Support::PerGroup(berth_rt::cgroup::RtBudget { runtime_us: 950_000, period_us: 1_000_000 });
+    agent.support = Support::PerGroup(berth_rt::cgroup::RtBudget {
+        runtime_us: 950_000,
+        period_us: 1_000_000,
+    });
     if cpus > 0 {
-        agent.apply(&Changes { set: documents(&more), delete: Vec::new() }).unwrap();
+        agent
+            .apply(&Changes {
+                set: documents(&more),
+                delete: Vec::new(),
+            })
+            .unwrap();
     } else {
         // A machine with one core gives none away: the gauges are moved by a place that is made up.
         let mut place = berth_rt::placement::reserve(
@@ -209,17 +298,32 @@ async fn every_metric_is_moved() {
     agent.on_input(Input::Api(server::News::Opened));
     agent.on_input(Input::Api(server::News::Refused("version")));
     let (reply, _answers) = mpsc::channel(8);
-    agent.on_input(Input::Asked { op: Box::new(Op::Ps), conn: 1, reply });
+    agent.on_input(Input::Asked {
+        op: Box::new(Op::Ps),
+        conn: 1,
+        reply,
+    });
     let (reply, text) = oneshot::channel();
-    agent.on_input(Input::Metrics { status: "200 OK", reply });
-    assert!(String::from_utf8(text.await.unwrap()).unwrap().contains("# TYPE berth_containers gauge"));
+    agent.on_input(Input::Metrics {
+        status: "200 OK",
+        reply,
+    });
+    assert!(
+        String::from_utf8(text.await.unwrap())
+            .unwrap()
+            .contains("# TYPE berth_containers gauge")
+    );
     std::fs::write(agent.settings.folders.config.join("bad.yaml"), "nonsense: [\n").unwrap();
     agent.reload();
     agent.resync("test");
     agent.metrics.devices.pretend_events();
     look(&agent);
     played.join().unwrap();
-    let still: Vec<&String> = moved.iter().filter(|(_, value)| **value == 0.0).map(|(name, _)| name).collect();
+    let still: Vec<&String> = moved
+        .iter()
+        .filter(|(_, value)| **value == 0.0)
+        .map(|(name, _)| name)
+        .collect();
     assert!(still.is_empty(), "nothing moves {still:?}");
     // A family without a sample is not gathered at all: every one that is declared was.
     assert_eq!(moved.len(), 28, "{:?}", moved.keys());
@@ -230,15 +334,32 @@ async fn what_is_refused_changes_nothing_and_a_plan_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let (mut agent, _inputs) = agent(folder.path());
     agent.feed(Event::Ready);
-    let outcome: Outcome = agent.plan(&Changes { set: documents(YAML), delete: Vec::new() }).unwrap();
+    let outcome: Outcome = agent
+        .plan(&Changes {
+            set: documents(YAML),
+            delete: Vec::new(),
+        })
+        .unwrap();
     assert_eq!(outcome.documents.len(), 1);
     assert_eq!(outcome.containers[0].action, "launch");
     assert!(agent.state.instances.is_empty() && !agent.settings.folders.desired().exists());
     let node = "apiVersion: berth/v1\nkind: Node\nmetadata: {name: n}\nspec: {cpus: {isolated: \"4000\"}}\n";
-    let fault = agent.apply(&Changes { set: documents(node), delete: Vec::new() }).unwrap_err();
+    let fault = agent
+        .apply(&Changes {
+            set: documents(node),
+            delete: Vec::new(),
+        })
+        .unwrap_err();
     assert!(fault.message.contains("4000"), "{}", fault.message);
     let gone = (berth_documents::Kind::Workload, "nobody".to_owned());
-    assert!(agent.apply(&Changes { set: Set::default(), delete: vec![gone] }).is_err());
+    assert!(
+        agent
+            .apply(&Changes {
+                set: Set::default(),
+                delete: vec![gone]
+            })
+            .is_err()
+    );
     assert!(agent.desired.effective().is_empty() && !agent.settings.folders.desired().exists());
 }
 
@@ -252,7 +373,11 @@ async fn a_refused_launch_is_told_in_ps_and_a_stop_is_answered_when_it_has_stopp
         vec![
             Box::new(|mut stream| {
                 line(&stream);
-                let refusal = WireRefusal { stage: "profile".into(), message: "no such".into(), hint: None };
+                let refusal = WireRefusal {
+                    stage: "profile".into(),
+                    message: "no such".into(),
+                    hint: None,
+                };
                 let mut text = serde_json::to_vec(&Reply::Refused(refusal)).unwrap();
                 text.push(b'\n');
                 stream.write_all(&text).unwrap();
@@ -260,26 +385,62 @@ async fn a_refused_launch_is_told_in_ps_and_a_stop_is_answered_when_it_has_stopp
             Box::new(|stream| {
                 let mut stream = started(stream);
                 assert_eq!(line(&stream)["op"], "stop");
-                say(&mut stream, Wire::Exited(Exit { code: None, signal: Some(15), oom: false, at: 1 }));
+                say(
+                    &mut stream,
+                    Wire::Exited(Exit {
+                        code: None,
+                        signal: Some(15),
+                        oom: false,
+                        at: 1,
+                    }),
+                );
                 assert_eq!(line(&stream)["op"], "release");
             }),
         ],
     );
     agent.feed(Event::Ready);
-    agent.apply(&Changes { set: documents(YAML), delete: Vec::new() }).unwrap();
-    until(&mut agent, &mut inputs, |a| a.state.instances["a"].phase.as_str() == "backoff").await;
+    agent
+        .apply(&Changes {
+            set: documents(YAML),
+            delete: Vec::new(),
+        })
+        .unwrap();
+    until(&mut agent, &mut inputs, |a| {
+        a.state.instances["a"].phase.as_str() == "backoff"
+    })
+    .await;
     let shown = agent.containers();
     assert_eq!(shown[0].reason.as_deref(), Some("profile: no such"));
-    until(&mut agent, &mut inputs, |a| a.state.instances["a"].phase.as_str() == "running").await;
+    until(&mut agent, &mut inputs, |a| {
+        a.state.instances["a"].phase.as_str() == "running"
+    })
+    .await;
     let (reply, mut answers) = mpsc::channel(8);
-    agent.on_input(Input::Asked { op: Box::new(Op::Stop { names: vec!["a".into()], all: false }), conn: 1, reply });
+    agent.on_input(Input::Asked {
+        op: Box::new(Op::Stop {
+            names: vec!["a".into()],
+            all: false,
+        }),
+        conn: 1,
+        reply,
+    });
     assert!(answers.try_recv().is_err(), "answered before it has stopped");
-    until(&mut agent, &mut inputs, |a| a.state.instances["a"].phase.as_str() == "stopped").await;
+    until(&mut agent, &mut inputs, |a| {
+        a.state.instances["a"].phase.as_str() == "stopped"
+    })
+    .await;
     let answer: Answer<Vec<Container>> = serde_json::from_slice(&answers.try_recv().unwrap()).unwrap();
-    let Answer::Ok(containers) = answer else { panic!("refused") };
-    assert_eq!((containers[0].phase.as_str(), containers[0].exit.unwrap().signal), ("stopped", Some(15)));
+    let Answer::Ok(containers) = answer else {
+        panic!("refused")
+    };
+    assert_eq!(
+        (containers[0].phase.as_str(), containers[0].exit.unwrap().signal),
+        ("stopped", Some(15))
+    );
     // Over a restart of the agent too.
-    let kept = store::Desired::load(&agent.settings.folders.desired()).unwrap().unwrap();
+    let kept = store::Desired::load(&agent.settings.folders.desired())
+        .unwrap()
+        .unwrap();
     assert!(kept.stopped.contains("a"));
     played.join().unwrap();
 }

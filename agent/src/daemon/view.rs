@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use berth_documents::{Scheduling, WorkloadSpec};
 use berth_rt::cpu::CpuSet;
 
-use crate::api::{Container, Details, Hello, HeldView, NodeView};
+use crate::api::{Container, Details, HeldView, Hello, NodeView};
 use crate::core::instance::{Instance, Phase};
 use crate::core::report::words;
 
@@ -21,13 +21,19 @@ impl Agent {
 
     /// Those with the given ids that are still there.
     pub(super) fn containers_of(&self, ids: &[String]) -> Vec<Container> {
-        ids.iter().filter_map(|id| self.state.instances.get(id)).map(|i| self.container(i)).collect()
+        ids.iter()
+            .filter_map(|id| self.state.instances.get(id))
+            .map(|i| self.container(i))
+            .collect()
     }
 
     pub(super) fn container(&self, instance: &Instance) -> Container {
         let past = self.state.history.get(&instance.slot);
         let place = instance.place.as_ref();
-        let failure = instance.failure.as_ref().or(past.and_then(|p| p.failure.as_ref()));
+        let failure = instance
+            .failure
+            .as_ref()
+            .or(past.and_then(|p| p.failure.as_ref()));
         let down = !instance.phase.is_live() && instance.phase != Phase::Stopping;
         Container {
             name: instance.name.clone(),
@@ -91,7 +97,13 @@ impl Agent {
             .iter()
             .map(|h| {
                 let whole = h.cpus.intersection(&pool.isolated);
-                (h.owner.clone(), HeldView { cpus: whole.to_string(), rt_budget_us: h.rt_runtime_us })
+                (
+                    h.owner.clone(),
+                    HeldView {
+                        cpus: whole.to_string(),
+                        rt_budget_us: h.rt_runtime_us,
+                    },
+                )
             })
             .collect();
         NodeView {
@@ -106,7 +118,12 @@ impl Agent {
 }
 
 fn scheduler(spec: &WorkloadSpec) -> String {
-    let Some(Scheduling { policy, priority, nice, .. }) = spec.realtime.as_ref().and_then(|r| r.scheduler.as_ref())
+    let Some(Scheduling {
+        policy,
+        priority,
+        nice,
+        ..
+    }) = spec.realtime.as_ref().and_then(|r| r.scheduler.as_ref())
     else {
         return "other".to_owned();
     };

@@ -61,7 +61,13 @@ pub(super) fn say<T: serde::Serialize>(reply: &Sender<Vec<u8>>, answer: &Answer<
 impl Agent {
     fn wait(&mut self, conn: u64, reply: Sender<Vec<u8>>, what: What, deadline: Option<Instant>) -> u64 {
         self.serial += 1;
-        self.waiters.push(Waiter { number: self.serial, conn, reply, what, deadline });
+        self.waiters.push(Waiter {
+            number: self.serial,
+            conn,
+            reply,
+            what,
+            deadline,
+        });
         self.look_at_waiters();
         self.serial
     }
@@ -75,7 +81,12 @@ impl Agent {
     }
 
     pub(super) fn wait_frozen(&mut self, conn: u64, reply: Sender<Vec<u8>>, ids: Vec<String>, frozen: bool) {
-        self.wait(conn, reply, What::Frozen(ids, frozen), Some(Instant::now() + FREEZING));
+        self.wait(
+            conn,
+            reply,
+            What::Frozen(ids, frozen),
+            Some(Instant::now() + FREEZING),
+        );
     }
 
     pub(super) fn wait_once(&mut self, conn: u64, reply: Sender<Vec<u8>>, name: String) {
@@ -91,10 +102,19 @@ impl Agent {
         let proves = |id: &String| self.state.instances.get(id).is_some_and(|i| i.phase.is_live());
         let (out, not): (Vec<String>, Vec<String>) = ids.into_iter().partition(proves);
         let done = not.iter().map(|id| self.unproved(id, None)).collect();
-        let what = What::Proofs { done, out: out.clone() };
+        let what = What::Proofs {
+            done,
+            out: out.clone(),
+        };
         self.serial += 1;
         let number = self.serial;
-        self.waiters.push(Waiter { number, conn, reply, what, deadline: Some(Instant::now() + PROOFS) });
+        self.waiters.push(Waiter {
+            number,
+            conn,
+            reply,
+            what,
+            deadline: Some(Instant::now() + PROOFS),
+        });
         for id in out {
             self.order(&id, &Command::Prove, Some(Expect::Prove(number)));
         }
@@ -105,8 +125,16 @@ impl Agent {
         let instance = self.state.instances.get(id);
         let name = instance.map_or(id, |i| i.name.as_str()).to_owned();
         let phase = instance.map_or("gone", |i| i.phase.as_str());
-        let fault = fault.unwrap_or(Fault { message: format!("it is {phase}: nothing to prove"), hint: None });
-        Proved { name, id: id.to_owned(), proof: None, fault: Some(fault) }
+        let fault = fault.unwrap_or(Fault {
+            message: format!("it is {phase}: nothing to prove"),
+            hint: None,
+        });
+        Proved {
+            name,
+            id: id.to_owned(),
+            proof: None,
+            fault: Some(fault),
+        }
     }
 
     /// A proof came in, or a refusal.
@@ -117,11 +145,24 @@ impl Agent {
                 if let Some(instance) = self.state.instances.get_mut(id) {
                     instance.isolation = found.or(instance.isolation.take());
                 }
-                let name = self.state.instances.get(id).map_or(id, |i| i.name.as_str()).to_owned();
-                Proved { name, id: id.to_owned(), proof: Some(proof), fault: None }
+                let name = self
+                    .state
+                    .instances
+                    .get(id)
+                    .map_or(id, |i| i.name.as_str())
+                    .to_owned();
+                Proved {
+                    name,
+                    id: id.to_owned(),
+                    proof: Some(proof),
+                    fault: None,
+                }
             }
             Err(refusal) => {
-                let fault = Fault { message: words(&refusal), hint: refusal.hint };
+                let fault = Fault {
+                    message: words(&refusal),
+                    hint: refusal.hint,
+                };
                 self.unproved(id, Some(fault))
             }
         };
@@ -136,14 +177,22 @@ impl Agent {
 
     /// The monitor of `id` is gone: no proof of it comes any more.
     pub(super) fn give_up_proofs(&mut self, id: &str) {
-        let fault = Fault { message: "its monitor is gone".to_owned(), hint: None };
+        let fault = Fault {
+            message: "its monitor is gone".to_owned(),
+            hint: None,
+        };
         let proved = self.unproved(id, Some(fault));
         for waiter in &mut self.waiters {
             if let What::Proofs { done, out } = &mut waiter.what
                 && out.iter().any(|other| other == id)
             {
                 out.retain(|other| other != id);
-                done.push(Proved { fault: proved.fault.clone(), name: proved.name.clone(), id: id.to_owned(), proof: None });
+                done.push(Proved {
+                    fault: proved.fault.clone(),
+                    name: proved.name.clone(),
+                    id: id.to_owned(),
+                    proof: None,
+                });
             }
         }
     }
@@ -171,7 +220,15 @@ impl Agent {
             for id in ids {
                 let seconds = PROOFS.as_secs();
                 let message = format!("its monitor gave no proof within {seconds} s");
-                self.proved(number, &id, Err(Refusal { stage: "prove".into(), message, hint: None }));
+                self.proved(
+                    number,
+                    &id,
+                    Err(Refusal {
+                        stage: "prove".into(),
+                        message,
+                        hint: None,
+                    }),
+                );
             }
         }
     }
@@ -181,8 +238,9 @@ impl Agent {
         if self.waiters.is_empty() {
             return;
         }
-        let (ready, rest): (Vec<Waiter>, Vec<Waiter>) =
-            std::mem::take(&mut self.waiters).into_iter().partition(|w| is_ready(&w.what, &self.state));
+        let (ready, rest): (Vec<Waiter>, Vec<Waiter>) = std::mem::take(&mut self.waiters)
+            .into_iter()
+            .partition(|w| is_ready(&w.what, &self.state));
         self.waiters = rest;
         for waiter in ready {
             let heard = match waiter.what {
@@ -194,7 +252,12 @@ impl Agent {
                     say(&waiter.reply, &Answer::Ok(done))
                 }
                 What::Once { name, gone } => {
-                    let details = self.state.instances.values().find(|i| i.name == name).map(|i| self.details(i));
+                    let details = self
+                        .state
+                        .instances
+                        .values()
+                        .find(|i| i.name == name)
+                        .map(|i| self.details(i));
                     let heard = gone
                         || match details {
                             Some(details) => say(&waiter.reply, &Answer::Ok(details)),
@@ -239,7 +302,10 @@ impl Agent {
 }
 
 pub(super) fn no_run(name: &str) -> Fault {
-    Fault { message: format!("there is no run `{name}`"), hint: None }
+    Fault {
+        message: format!("there is no run `{name}`"),
+        hint: None,
+    }
 }
 
 fn is_ready(what: &What, state: &State) -> bool {

@@ -6,7 +6,10 @@ const TTY: &str = "/devices/x/ttyUSB0";
 
 fn serial(more: &str) -> String {
     workload("pump", "run: onDevice, cpus: 1, args: [a]")
-        + &rule("serial", &format!("workload: pump, device: {{path: /dev/port}}, {more}"))
+        + &rule(
+            "serial",
+            &format!("workload: pump, device: {{path: /dev/port}}, {more}"),
+        )
 }
 
 fn card(more: &str) -> String {
@@ -47,7 +50,10 @@ fn replugged_elsewhere_with_the_same_name_while_it_still_stops() {
     w.plug("/devices/port1/ttyUSB0", "serial", "1");
     w.up("pump-ttyusb0");
     w.unplug("/devices/port1/ttyUSB0");
-    assert_eq!(w.plug("/devices/port2/ttyUSB0", "serial", "2"), Vec::<String>::new());
+    assert_eq!(
+        w.plug("/devices/port2/ttyUSB0", "serial", "2"),
+        Vec::<String>::new()
+    );
     assert_eq!(w.down("pump-ttyusb0", 0), ["launch pump-ttyusb0"]);
 }
 
@@ -68,7 +74,10 @@ fn unplugged_while_launching() {
     w.plug(TTY, "serial", "1");
     assert_eq!(w.unplug(TTY), ["stop pump-ttyusb0"]);
     // The launch fails because the device is gone: no restart, nothing left.
-    assert_eq!(w.report("pump-ttyusb0", Report::Failed(refusal("create"))), ["release pump-ttyusb0"]);
+    assert_eq!(
+        w.report("pump-ttyusb0", Report::Failed(refusal("create"))),
+        ["release pump-ttyusb0"]
+    );
     w.report("pump-ttyusb0", Report::Closed);
     assert_eq!(w.phase("pump-ttyusb0"), "absent");
     assert_eq!(w.state.deadline(), None);
@@ -102,10 +111,20 @@ fn a_rule_that_asks_for_what_the_device_lacks_fails_and_mends() {
     let (mut w, _) = World::ready(2, &serial(""));
     let mut bare = facts(TTY, "1");
     bare.devnum = None;
-    let event = |facts: &Facts| Event::Device { facts: Arc::new(facts.clone()), matches: vec![matched("serial")] };
+    let event = |facts: &Facts| Event::Device {
+        facts: Arc::new(facts.clone()),
+        matches: vec![matched("serial")],
+    };
     assert_eq!(w.step(event(&bare)), Vec::<String>::new());
     assert_eq!(w.phase("pump-ttyusb0"), "failed");
-    assert!(w.state.instances["pump-ttyusb0"].failure.as_ref().unwrap().message.contains("no device node"));
+    assert!(
+        w.state.instances["pump-ttyusb0"]
+            .failure
+            .as_ref()
+            .unwrap()
+            .message
+            .contains("no device node")
+    );
     assert_eq!(w.step(event(&facts(TTY, "1"))), ["launch pump-ttyusb0"]);
 }
 
@@ -149,7 +168,12 @@ fn a_restarted_agent_knows_the_interface_it_cannot_see() {
     let mut w = World::new(1, &card(""));
     w.requests = before.requests.clone();
     let status = w.status("net-n7", wire::Phase::Running);
-    assert_eq!(w.step(Event::Adopt { status: Box::new(status) }), ["hold n7"]);
+    assert_eq!(
+        w.step(Event::Adopt {
+            status: Box::new(status)
+        }),
+        ["hold n7"]
+    );
     assert_eq!(w.step(Event::Ready), Vec::<String>::new());
     assert_eq!(w.phase("net-n7"), "running");
 }
@@ -158,11 +182,17 @@ fn a_restarted_agent_knows_the_interface_it_cannot_see() {
 fn unplugged_while_the_agent_was_away() {
     let (mut before, _) = World::ready(2, &serial(""));
     before.plug(TTY, "serial", "1");
-    for (there, out) in [(Some("1"), &[][..]), (Some("2"), &["stop pump-ttyusb0"][..]), (None, &["stop pump-ttyusb0"])] {
+    for (there, out) in [
+        (Some("1"), &[][..]),
+        (Some("2"), &["stop pump-ttyusb0"][..]),
+        (None, &["stop pump-ttyusb0"]),
+    ] {
         let mut w = World::new(2, &serial(""));
         w.requests = before.requests.clone();
         let status = w.status("pump-ttyusb0", wire::Phase::Running);
-        w.step(Event::Adopt { status: Box::new(status) });
+        w.step(Event::Adopt {
+            status: Box::new(status),
+        });
         if let Some(incarnation) = there {
             assert_eq!(w.plug(TTY, "serial", incarnation), Vec::<String>::new());
         }
@@ -176,9 +206,18 @@ fn an_armed_container_takes_the_device_and_the_pool_fills_again() {
     assert_eq!(out, ["launch pump-armed-0"]);
     assert!(w.requests["pump-armed-0"].armed);
     assert!(w.requests["pump-armed-0"].devices.is_empty());
-    w.report("pump-armed-0", Report::Created { pid: 5, start_time: 1 });
+    w.report(
+        "pump-armed-0",
+        Report::Created {
+            pid: 5,
+            start_time: 1,
+        },
+    );
     assert_eq!(w.phase("pump-armed-0"), "armed");
-    assert_eq!(w.plug(TTY, "serial", "1"), ["start pump-armed-0", "launch pump-armed-0-2"]);
+    assert_eq!(
+        w.plug(TTY, "serial", "1"),
+        ["start pump-armed-0", "launch pump-armed-0-2"]
+    );
     w.report("pump-armed-0", started());
     assert_eq!(w.phase("pump-armed-0"), "running");
     assert_eq!(w.state.instances["pump-armed-0"].name, "pump-ttyusb0");
@@ -191,7 +230,13 @@ fn an_armed_container_takes_the_device_and_the_pool_fills_again() {
 #[test]
 fn a_crashed_container_that_was_armed_is_launched_cold() {
     let (mut w, _) = World::ready(2, &serial("armed: 1, settle: 0"));
-    w.report("pump-armed-0", Report::Created { pid: 5, start_time: 1 });
+    w.report(
+        "pump-armed-0",
+        Report::Created {
+            pid: 5,
+            start_time: 1,
+        },
+    );
     assert_eq!(w.plug(TTY, "serial", "1"), ["start pump-armed-0"]);
     w.report("pump-armed-0", started());
     w.down("pump-armed-0", 1);
@@ -204,10 +249,22 @@ fn a_crashed_container_that_was_armed_is_launched_cold() {
 fn armed_containers_yield_their_cores_where_that_helps() {
     let yaml = serial("armed: 1");
     let (mut w, _) = World::ready(2, &yaml);
-    w.report("pump-armed-0", Report::Created { pid: 5, start_time: 1 });
+    w.report(
+        "pump-armed-0",
+        Report::Created {
+            pid: 5,
+            start_time: 1,
+        },
+    );
     // Two cores are not to be had whatever yields; one is.
-    assert_eq!(w.apply(&(yaml.clone() + &workload("b", "cpus: 2"))), Vec::<String>::new());
-    assert_eq!(w.apply(&(yaml + &workload("b", "cpus: 1"))), ["stop pump-armed-0"]);
+    assert_eq!(
+        w.apply(&(yaml.clone() + &workload("b", "cpus: 2"))),
+        Vec::<String>::new()
+    );
+    assert_eq!(
+        w.apply(&(yaml + &workload("b", "cpus: 1"))),
+        ["stop pump-armed-0"]
+    );
     assert_eq!(w.down("pump-armed-0", 0), ["launch b"]);
     assert_eq!(w.phase("pump-armed-0"), "waiting");
 }

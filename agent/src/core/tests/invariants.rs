@@ -45,13 +45,23 @@ fn yaml(n: u8) -> String {
         0 => String::new(),
         1 => workload("a", &format!("cpus: 1, {restart}")) + &pump + &net + &serial("settle: 300ms") + &card,
         2 => workload("a", "cpus: 2") + &pump + &net + &serial("armed: 2") + &card,
-        _ => workload("a", "cpus: 1, memory: 64Mi") + &workload("b", "cpus: 1") + &pump + &serial("armed: 1, settle: 1s"),
+        _ => {
+            workload("a", "cpus: 1, memory: 64Mi")
+                + &workload("b", "cpus: 1")
+                + &pump
+                + &serial("armed: 1, settle: 1s")
+        }
     }
 }
 
 /// Which device: two ttys and two interfaces.
 fn device(n: u8) -> (&'static str, &'static str) {
-    [("/d/tty0", "serial"), ("/d/tty1", "serial"), ("n7", "card"), ("n8", "card")][n as usize]
+    [
+        ("/d/tty0", "serial"),
+        ("/d/tty1", "serial"),
+        ("n7", "card"),
+        ("n8", "card"),
+    ][n as usize]
 }
 
 #[derive(Default)]
@@ -69,7 +79,10 @@ impl Watch {
             let (word, of) = effect.split_once(' ').unwrap_or((effect, ""));
             match word {
                 "launch" => {
-                    assert!(self.monitors.insert(of.to_owned()), "{of} is launched while its monitor lives");
+                    assert!(
+                        self.monitors.insert(of.to_owned()),
+                        "{of} is launched while its monitor lives"
+                    );
                     self.ending.remove(of);
                 }
                 "hold" => assert!(self.holds.insert(of.to_owned()), "{of} is held twice"),
@@ -89,7 +102,12 @@ impl Watch {
         assert!(state.held().iter().map(|h| h.rt_runtime_us).sum::<u64>() <= 950_000);
         for (id, instance) in &state.instances {
             assert_eq!(state.slots.get(&instance.slot), Some(id));
-            assert_eq!(instance.phase.has_monitor(), self.monitors.contains(id), "{id} {:?}", instance.phase);
+            assert_eq!(
+                instance.phase.has_monitor(),
+                self.monitors.contains(id),
+                "{id} {:?}",
+                instance.phase
+            );
             if instance.phase.has_monitor() {
                 assert!(instance.place.is_some(), "{id} runs without a place");
             }
@@ -106,12 +124,21 @@ impl Watch {
 fn word(world: &World, id: &str, k: u8) -> Option<Report> {
     let phase = &world.state.instances.get(id)?.phase;
     Some(match k {
-        0 => Report::Created { pid: 1, start_time: 1 },
+        0 => Report::Created {
+            pid: 1,
+            start_time: 1,
+        },
         1 => started(),
         2 if phase.is_live() || *phase == Phase::Stopping => exit(1),
         3 if phase.is_live() || *phase == Phase::Stopping => exit(0),
-        4 if *phase == Phase::Launching => Report::NotLaunched { refusal: refusal("x"), reached: true },
-        5 if *phase == Phase::Launching => Report::NotLaunched { refusal: refusal("x"), reached: false },
+        4 if *phase == Phase::Launching => Report::NotLaunched {
+            refusal: refusal("x"),
+            reached: true,
+        },
+        5 if *phase == Phase::Launching => Report::NotLaunched {
+            refusal: refusal("x"),
+            reached: false,
+        },
         6 => Report::Closed,
         7 => Report::InterfaceGone("eth0".into()),
         8 => Report::Swept(Ok(())),
@@ -148,11 +175,12 @@ proptest! {
                     let Some(id) = ids.get(usize::from(n) % ids.len().max(1)) else { continue };
                     let Some(report) = word(&w, id, k) else { continue };
                     // The end of a monitor is in the same step as what follows from it: look between.
-                    let ends = match (&report, &w.state.instances[id].phase) {
-                        (Report::Closed, Phase::Releasing) | (Report::NotLaunched { .. }, _) => true,
-                        (Report::Swept(Ok(())), Phase::Sweeping { .. }) => true,
-                        _ => false,
-                    };
+                    let ends = matches!(
+                        (&report, &w.state.instances[id].phase),
+                        (Report::Closed, Phase::Releasing)
+                            | (Report::NotLaunched { .. }, _)
+                            | (Report::Swept(Ok(())), Phase::Sweeping { .. })
+                    );
                     if ends {
                         watch.monitors.remove(id);
                     }

@@ -33,7 +33,10 @@ fn the_restart_policy_decides() {
         ("never", 0, "completed"),
         ("never", 1, "failed"),
     ] {
-        let (mut w, _) = World::ready(2, &workload("a", &format!("cpus: 1, restart: {{policy: {policy}, delay: 1s}}")));
+        let (mut w, _) = World::ready(
+            2,
+            &workload("a", &format!("cpus: 1, restart: {{policy: {policy}, delay: 1s}}")),
+        );
         w.up("a");
         w.down("a", code);
         assert_eq!(w.phase("a"), phase, "{policy} {code}");
@@ -80,17 +83,41 @@ fn restarts_outside_the_window_do_not_count() {
 fn a_refused_launch_counts_and_an_unreachable_launcher_does_not() {
     let (mut w, _) = World::ready(1, &workload("a", "restart: {delay: 1s, limit: 2}"));
     for _ in 0..10 {
-        w.report("a", Report::NotLaunched { refusal: refusal("launcher"), reached: false });
+        w.report(
+            "a",
+            Report::NotLaunched {
+                refusal: refusal("launcher"),
+                reached: false,
+            },
+        );
         assert_eq!(w.phase("a"), "backoff");
         assert_eq!(w.later(1000), ["launch a"]);
     }
-    w.report("a", Report::NotLaunched { refusal: refusal("launcher"), reached: false });
+    w.report(
+        "a",
+        Report::NotLaunched {
+            refusal: refusal("launcher"),
+            reached: false,
+        },
+    );
     assert_eq!(w.step(Event::LauncherBack), ["launch a"]);
     for _ in 0..2 {
-        w.report("a", Report::NotLaunched { refusal: refusal("image"), reached: true });
+        w.report(
+            "a",
+            Report::NotLaunched {
+                refusal: refusal("image"),
+                reached: true,
+            },
+        );
         assert_eq!(w.later(1000), ["launch a"]);
     }
-    w.report("a", Report::NotLaunched { refusal: refusal("image"), reached: true });
+    w.report(
+        "a",
+        Report::NotLaunched {
+            refusal: refusal("image"),
+            reached: true,
+        },
+    );
     assert_eq!(w.phase("a"), "failed");
 }
 
@@ -106,7 +133,10 @@ fn a_failed_proof_is_released_and_tried_again() {
 fn a_change_that_needs_it_makes_a_new_container_and_others_do_not() {
     let (mut w, _) = World::ready(2, &workload("a", "cpus: 1"));
     w.up("a");
-    assert_eq!(w.apply(&workload("a", "cpus: 1, restart: {policy: never}")), Vec::<String>::new());
+    assert_eq!(
+        w.apply(&workload("a", "cpus: 1, restart: {policy: never}")),
+        Vec::<String>::new()
+    );
     assert_eq!(w.phase("a"), "running");
     assert_eq!(w.apply(&workload("a", "cpus: 1, memory: 64Mi")), ["stop a"]);
     assert_eq!(w.down("a", 143), ["launch a"]);
@@ -120,8 +150,15 @@ fn a_dead_monitor_is_swept_before_the_id_is_used_again() {
     let (mut w, _) = World::ready(2, &workload("a", "cpus: 1, restart: {delay: 1s}"));
     w.up("a");
     assert_eq!(w.report("a", Report::Closed), ["sweep a"]);
-    assert_eq!(w.state.held().len(), 1, "nothing is given away before it is known to be free");
-    assert_eq!(w.report("a", Report::Swept(Err(refusal("sweep")))), Vec::<String>::new());
+    assert_eq!(
+        w.state.held().len(),
+        1,
+        "nothing is given away before it is known to be free"
+    );
+    assert_eq!(
+        w.report("a", Report::Swept(Err(refusal("sweep")))),
+        Vec::<String>::new()
+    );
     assert_eq!(w.later(1000), ["sweep a"]);
     assert_eq!(w.report("a", Report::Swept(Ok(()))), Vec::<String>::new());
     assert_eq!(w.phase("a"), "backoff");
@@ -133,7 +170,9 @@ fn without_place_it_waits_and_says_who_has_it() {
     let yaml = workload("a", "cpus: 1") + &workload("b", "cpus: 1");
     let (mut w, out) = World::ready(2, &yaml);
     assert_eq!(out, ["launch a"]);
-    let Phase::Waiting { why } = &w.state.instances["b"].phase else { panic!("b does not wait") };
+    let Phase::Waiting { why } = &w.state.instances["b"].phase else {
+        panic!("b does not wait")
+    };
     assert!(why.contains("a has 1"), "{why}");
     w.up("a");
     assert_eq!(w.apply(&workload("b", "cpus: 1")), ["stop a"]);
@@ -143,18 +182,25 @@ fn without_place_it_waits_and_says_who_has_it() {
 
 #[test]
 fn the_budget_is_one_for_the_node() {
-    let realtime = "realtime: {scheduler: {policy: fifo, priority: 10}, budget: {runtime: 600ms, period: 1s}}";
-    let yaml = workload("a", &format!("cpus: 1, {realtime}")) + &workload("b", &format!("cpus: 1, {realtime}"));
+    let realtime =
+        "realtime: {scheduler: {policy: fifo, priority: 10}, budget: {runtime: 600ms, period: 1s}}";
+    let yaml =
+        workload("a", &format!("cpus: 1, {realtime}")) + &workload("b", &format!("cpus: 1, {realtime}"));
     let (w, out) = World::ready(4, &yaml);
     assert_eq!(out, ["launch a"]);
     assert_eq!(w.requests["a"].rt_budget.unwrap().runtime_us, 600_000);
-    let Phase::Waiting { why } = &w.state.instances["b"].phase else { panic!("b does not wait") };
+    let Phase::Waiting { why } = &w.state.instances["b"].phase else {
+        panic!("b does not wait")
+    };
     assert!(why.contains("350000 us") && why.contains("a has 600000"), "{why}");
 }
 
 #[test]
 fn fifo_without_a_budget_gets_the_stated_one() {
-    let yaml = workload("a", "cpus: 1, realtime: {scheduler: {policy: fifo, priority: 10}}");
+    let yaml = workload(
+        "a",
+        "cpus: 1, realtime: {scheduler: {policy: fifo, priority: 10}}",
+    );
     let (w, _) = World::ready(2, &yaml);
     assert_eq!(w.requests["a"].rt_budget.unwrap().runtime_us, 100_000);
 }
@@ -167,7 +213,12 @@ fn adopted_containers_are_not_touched() {
     let mut w = World::new(2, &yaml);
     w.requests = before.requests.clone();
     let status = w.status("a", wire::Phase::Running);
-    assert_eq!(w.step(Event::Adopt { status: Box::new(status) }), Vec::<String>::new());
+    assert_eq!(
+        w.step(Event::Adopt {
+            status: Box::new(status)
+        }),
+        Vec::<String>::new()
+    );
     assert_eq!(w.step(Event::Ready), Vec::<String>::new());
     assert_eq!(w.phase("a"), "running");
     assert_eq!(w.state.held()[0].cpus.to_string(), "1");
@@ -180,12 +231,25 @@ fn adopted_but_ended_reports_its_exit_and_restarts() {
     let mut w = World::new(1, &yaml);
     w.requests = before.requests.clone();
     let mut status = w.status("a", wire::Phase::Exited);
-    status.exit = Some(Exit { code: Some(3), signal: None, oom: false, at: 1 });
-    assert_eq!(w.step(Event::Adopt { status: Box::new(status) }), ["release a"]);
+    status.exit = Some(Exit {
+        code: Some(3),
+        signal: None,
+        oom: false,
+        at: 1,
+    });
+    assert_eq!(
+        w.step(Event::Adopt {
+            status: Box::new(status)
+        }),
+        ["release a"]
+    );
     assert_eq!(w.step(Event::Ready), Vec::<String>::new());
     w.report("a", Report::Closed);
     assert_eq!(w.later(1000), ["launch a"]);
-    assert_eq!(w.state.history.values().next().unwrap().exit.unwrap().code, Some(3));
+    assert_eq!(
+        w.state.history.values().next().unwrap().exit.unwrap().code,
+        Some(3)
+    );
 }
 
 #[test]
@@ -198,7 +262,9 @@ fn adopted_without_a_document_is_stopped_and_without_notes_left_alone() {
         if !notes {
             status.request.notes.clear();
         }
-        w.step(Event::Adopt { status: Box::new(status) });
+        w.step(Event::Adopt {
+            status: Box::new(status),
+        });
         assert_eq!(w.step(Event::Ready), out);
         if !notes {
             w.down("a", 0);

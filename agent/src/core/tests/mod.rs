@@ -18,7 +18,10 @@ use super::*;
 
 /// A node of `cpus` single-thread cores, the first for housekeeping, with 950 ms of budget.
 pub(super) fn node(cpus: u32) -> Node {
-    let core = |cpu: u32| Core { cpus: [cpu].into_iter().collect(), node: 0 };
+    let core = |cpu: u32| Core {
+        cpus: [cpu].into_iter().collect(),
+        node: 0,
+    };
     Node {
         pool: Pool {
             online: (0..cpus).collect(),
@@ -33,13 +36,21 @@ pub(super) fn node(cpus: u32) -> Node {
 }
 
 pub(super) fn documents(yaml: &str) -> Desired {
-    let report = check_sources(&[Source { name: "t.yaml".into(), text: yaml.into() }], &Set::default());
+    let report = check_sources(
+        &[Source {
+            name: "t.yaml".into(),
+            text: yaml.into(),
+        }],
+        &Set::default(),
+    );
     assert!(report.faults.is_empty(), "{:?}", report.faults);
     Desired::of(&report.set)
 }
 
 pub(super) fn workload(name: &str, spec: &str) -> String {
-    format!("apiVersion: berth/v1\nkind: Workload\nmetadata: {{name: {name}}}\nspec: {{image: img, {spec}}}\n---\n")
+    format!(
+        "apiVersion: berth/v1\nkind: Workload\nmetadata: {{name: {name}}}\nspec: {{image: img, {spec}}}\n---\n"
+    )
 }
 
 pub(super) fn rule(name: &str, spec: &str) -> String {
@@ -49,15 +60,28 @@ pub(super) fn rule(name: &str, spec: &str) -> String {
 }
 
 pub(super) fn exit(code: i32) -> Report {
-    Report::Exited(Exit { code: Some(code), signal: None, oom: false, at: 1 })
+    Report::Exited(Exit {
+        code: Some(code),
+        signal: None,
+        oom: false,
+        at: 1,
+    })
 }
 
 pub(super) fn started() -> Report {
-    Report::Started { at: 1, isolation: None, timing: Vec::new() }
+    Report::Started {
+        at: 1,
+        isolation: None,
+        timing: Vec::new(),
+    }
 }
 
 pub(super) fn refusal(stage: &str) -> Refusal {
-    Refusal { stage: stage.into(), message: "no".into(), hint: None }
+    Refusal {
+        stage: stage.into(),
+        message: "no".into(),
+        hint: None,
+    }
 }
 
 /// A state, its clock, and the last effects in short words.
@@ -87,7 +111,11 @@ pub(super) fn short(effect: &Effect) -> Option<String> {
 
 impl World {
     pub(super) fn new(cpus: u32, yaml: &str) -> World {
-        let mut world = World { state: State::new(node(cpus)), now: 1000, requests: BTreeMap::new() };
+        let mut world = World {
+            state: State::new(node(cpus)),
+            now: 1000,
+            requests: BTreeMap::new(),
+        };
         world.apply(yaml);
         world
     }
@@ -120,16 +148,28 @@ impl World {
 
     pub(super) fn apply(&mut self, yaml: &str) -> Vec<String> {
         let node = self.state.node.clone();
-        self.step(Event::Desired { desired: documents(yaml), node })
+        self.step(Event::Desired {
+            desired: documents(yaml),
+            node,
+        })
     }
 
     pub(super) fn report(&mut self, id: &str, report: Report) -> Vec<String> {
-        self.step(Event::Report { id: id.to_owned(), report })
+        self.step(Event::Report {
+            id: id.to_owned(),
+            report,
+        })
     }
 
     /// Created and started.
     pub(super) fn up(&mut self, id: &str) {
-        self.report(id, Report::Created { pid: 100, start_time: 1 });
+        self.report(
+            id,
+            Report::Created {
+                pid: 100,
+                start_time: 1,
+            },
+        );
         let out = self.report(id, started());
         assert_eq!(out, Vec::<String>::new());
         assert_eq!(self.phase(id), "running");
@@ -147,11 +187,17 @@ impl World {
     }
 
     pub(super) fn phase(&self, id: &str) -> &'static str {
-        self.state.instances.get(id).map_or("absent", |i| i.phase.as_str())
+        self.state
+            .instances
+            .get(id)
+            .map_or("absent", |i| i.phase.as_str())
     }
 
     pub(super) fn plug(&mut self, key: &str, rule: &str, incarnation: &str) -> Vec<String> {
-        self.step(Event::Device { facts: Arc::new(facts(key, incarnation)), matches: vec![matched(rule)] })
+        self.step(Event::Device {
+            facts: Arc::new(facts(key, incarnation)),
+            matches: vec![matched(rule)],
+        })
     }
 
     pub(super) fn unplug(&mut self, key: &str) -> Vec<String> {

@@ -16,7 +16,10 @@ fn stopped_stays_stopped_until_started() {
     assert_eq!(w.down("a", 0), Vec::<String>::new());
     assert_eq!(w.phase("a"), "stopped");
     assert!(w.state.held().is_empty());
-    assert_eq!(w.apply(&workload("a", "cpus: 1, memory: 64Mi")), Vec::<String>::new());
+    assert_eq!(
+        w.apply(&workload("a", "cpus: 1, memory: 64Mi")),
+        Vec::<String>::new()
+    );
     assert_eq!(w.phase("a"), "stopped");
     assert_eq!(w.ask(Ask::Start(names("a"))).1, ["launch a"]);
 }
@@ -32,7 +35,10 @@ fn one_instance_of_a_rule_is_stopped_by_its_name() {
     assert_eq!(w.phase("pump-tty1"), "stopped");
     assert_eq!(w.ask(Ask::Stop(names("pump"))).1, ["stop pump-tty2"]);
     w.down("pump-tty2", 0);
-    assert_eq!(w.ask(Ask::Start(names("pump"))).1, ["launch pump-tty1", "launch pump-tty2"]);
+    assert_eq!(
+        w.ask(Ask::Start(names("pump"))).1,
+        ["launch pump-tty1", "launch pump-tty2"]
+    );
 }
 
 #[test]
@@ -46,9 +52,18 @@ fn restart_makes_a_new_one() {
 #[test]
 fn orders_need_a_container_in_the_right_phase() {
     let (mut w, _) = World::ready(1, &workload("a", ""));
-    assert!(matches!(w.ask(Ask::Freeze(names("a"))).0, Err(AskError::Phase { .. })));
-    assert!(matches!(w.ask(Ask::Kill(names("a"), 9)).0, Err(AskError::Phase { .. })));
-    assert!(matches!(w.ask(Ask::Stop(names("nobody"))).0, Err(AskError::Absent(_))));
+    assert!(matches!(
+        w.ask(Ask::Freeze(names("a"))).0,
+        Err(AskError::Phase { .. })
+    ));
+    assert!(matches!(
+        w.ask(Ask::Kill(names("a"), 9)).0,
+        Err(AskError::Phase { .. })
+    ));
+    assert!(matches!(
+        w.ask(Ask::Stop(names("nobody"))).0,
+        Err(AskError::Absent(_))
+    ));
     w.up("a");
     assert_eq!(w.ask(Ask::Kill(names("a"), 10)).1, ["signal a 10"]);
     assert_eq!(w.ask(Ask::Freeze(names("a"))).1, ["freeze a"]);
@@ -84,9 +99,18 @@ fn a_run_is_once_and_forgotten_when_its_caller_knows() {
 fn an_armed_container_that_cannot_start_is_stopped_and_counts() {
     let yaml = workload("pump", "run: onDevice") + &rule("serial", "workload: pump, armed: 1");
     let (mut w, _) = World::ready(1, &yaml);
-    w.report("pump-armed-0", Report::Created { pid: 1, start_time: 1 });
+    w.report(
+        "pump-armed-0",
+        Report::Created {
+            pid: 1,
+            start_time: 1,
+        },
+    );
     w.plug("/d/tty1", "serial", "1");
-    assert_eq!(w.report("pump-armed-0", Report::Refused(refusal("request"))), ["stop pump-armed-0"]);
+    assert_eq!(
+        w.report("pump-armed-0", Report::Refused(refusal("request"))),
+        ["stop pump-armed-0"]
+    );
     w.down("pump-armed-0", 0);
     assert_eq!(w.phase("pump-tty1"), "backoff");
 }
@@ -95,6 +119,9 @@ fn an_armed_container_that_cannot_start_is_stopped_and_counts() {
 fn a_stop_that_comes_too_early_is_tried_again() {
     let (mut w, _) = World::ready(1, &workload("a", ""));
     assert_eq!(w.ask(Ask::Stop(names("a"))).1, ["stop a"]);
-    assert_eq!(w.report("a", Report::Refused(refusal("stop"))), Vec::<String>::new());
+    assert_eq!(
+        w.report("a", Report::Refused(refusal("stop"))),
+        Vec::<String>::new()
+    );
     assert_eq!(w.later(100), ["stop a"]);
 }
