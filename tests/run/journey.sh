@@ -7,7 +7,8 @@ top=$(cd "$here/../.." && pwd)
 dir=$(mktemp -d /tmp/berth-run.XXXXXX)
 parent=berth-run-$$
 agent=
-berth() { "$top/target/release/berth" --run-dir "$dir/run" --state-dir "$dir/state" --config-dir "$dir/config" "$@"; }
+folders=(--run-dir "$dir/run" --state-dir "$dir/state" --config-dir "$dir/config")
+berth() { "$top/target/release/berth" "${folders[@]}" "$@"; }
 step() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
 loop() { python3 -c 'import fcntl, sys; fcntl.ioctl(open("/dev/loop-control"), {"add": 0x4c80, "remove": 0x4c81}[sys.argv[1]], 77)' "$1"; }
 until_true() { # until_true WHAT COMMAND...
@@ -25,9 +26,9 @@ leave() {
   if [ -n "$agent" ]; then
     berth stop --all >/dev/null 2>&1 || true
     kill "$agent" 2>/dev/null || true; wait "$agent" 2>/dev/null || true
-    [ -s "$dir/run/launcher.pid" ] && kill "$(cat "$dir/run/launcher.pid")" 2>/dev/null || true
+    for pid in $(pgrep -f -- "launcher .*$dir/run" || true); do kill "$pid" 2>/dev/null || true; done
   fi
-  for i in $(seq 100); do [ -z "$(left)" ] && break; sleep 0.1; done
+  for _ in $(seq 20); do [ -z "$(left)" ] && break; sleep 0.2; done
   if [ -n "$(left)" ]; then echo "journey: left behind:"; left; status=1; else echo "nothing is left: no cgroup, mount, namespace, process or file of $parent"; fi
   [ $status = 0 ] && rm -rf "$dir" || echo "journey: failed; its folder is kept: $dir"
   exit $status
@@ -36,9 +37,10 @@ left() {
   find /sys/fs/cgroup -type d -name "$parent*" 2>/dev/null
   grep -F "$dir" /proc/mounts || true
   for p in /proc/[0-9]*; do
-    if tr '\0' ' ' <"$p/cmdline" 2>/dev/null | grep -qF -- "$dir/run" || grep -qF "$parent" "$p/cgroup" 2>/dev/null; then
-      [ "${p#/proc/}" = $$ ] || echo "process ${p#/proc/} $(tr '\0' ' ' <"$p/cmdline" 2>/dev/null)"
-    fi
+    local words; words=$(cat "$p/cmdline" "$p/cgroup" 2>/dev/null | tr '\0' ' ') || continue
+    case $words in
+      *"$dir/run"*|*"$parent"*) [ "${p#/proc/}" = $$ ] || echo "process ${p#/proc/} $(echo "$words" | head -n 1)" ;;
+    esac
   done
 }
 trap leave EXIT
@@ -51,7 +53,7 @@ for archive in "$top"/target/samples/*.tar; do berth image load "$archive"; done
 berth image ls
 
 step "agent"
-berth agent --cgroup-parent "$parent" --metrics 127.0.0.1:0 >"$dir/agent.log" 2>&1 &
+"$top/target/release/berth" "${folders[@]}" agent --cgroup-parent "$parent" --metrics 127.0.0.1:0 >"$dir/agent.log" 2>&1 &
 agent=$!
 until_true "the agent answers" berth ps
 berth check "$here/journey.yaml"
