@@ -338,7 +338,7 @@ pub fn partition_of(cgroup: &Cgroup, cpus: &CpuSet) -> Result<Option<How>, FileE
 }
 
 /// Whether the scheduler balances nothing onto the CPUs: `isolcpus=`, or v1's root cpuset with balancing off.
-fn tuned(hierarchy: &Hierarchy, cpus: &CpuSet) -> Result<bool, FileError> {
+pub(crate) fn tuned(hierarchy: &Hierarchy, cpus: &CpuSet) -> Result<bool, FileError> {
     let sys: PathBuf = hierarchy.root().join("sys/devices/system/cpu/isolated");
     if file::read_if_there(&sys)?
         .and_then(|list| list.parse::<CpuSet>().ok())

@@ -289,6 +289,7 @@ fn budget(runtime_us: u64) -> Extras {
             runtime_us,
             period_us: 1_000_000,
         }),
+        ..Extras::default()
     }
 }
 

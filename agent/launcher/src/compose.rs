@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use berth_images::ImageConfiguration;
 use berth_policies::Profile;
+use berth_rt::cgroup::{Extras, Isolate};
 use berth_rt::cpu::CpuSet;
 use berth_runtime::Extensions;
 use oci_spec::OciSpecError;
@@ -120,6 +121,14 @@ pub fn compose(inputs: &Inputs<'_>) -> Result<Composed, Refusal> {
         report_isolation: !request.placement.shared,
         interfaces: request.interfaces.iter().map(interface).collect(),
         require_isolated: request.placement.require_isolated,
+        cgroup: Extras {
+            isolate: match (request.placement.shared, request.placement.require_isolated) {
+                (true, _) => Isolate::No,
+                (false, false) => Isolate::Try,
+                (false, true) => Isolate::Must,
+            },
+            ..Extras::default()
+        },
         ..Extensions::default()
     };
     Ok(Composed {

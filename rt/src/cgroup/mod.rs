@@ -57,6 +57,23 @@ pub use stats::Stats;
 pub struct Extras {
     /// Real-time budget of the group (`cpu.rt_runtime_us`, `cpu.rt_period_us`; v1 with CONFIG_RT_GROUP_SCHED).
     pub rt_budget: Option<RtBudget>,
+    /// Whether the CPUs of the resources (`cpu.cpus`) become an isolated partition; `no` without CPUs.
+    pub isolate: Isolate,
+}
+
+/// How much a cgroup's CPUs are to be kept for it alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Isolate {
+    /// They are shared.
+    #[default]
+    No,
+    /// A partition where the kernel makes one; without one the CPUs are pinned, as
+    /// [`isolation`](crate::partition::isolation) says.
+    Try,
+    /// A partition, or CPUs that `isolcpus=` keeps free; refused with the kernel's answers otherwise. With cgroup v1,
+    /// which has no partitions, only [`isolation`](crate::partition::isolation) tells.
+    Must,
 }
 
 /// A real-time budget: `runtime_us` in every `period_us`, on each CPU.

@@ -10,7 +10,9 @@ use oci_spec::runtime::{LinuxMemory, LinuxNetwork, LinuxPids, LinuxRdma, LinuxRe
 use thiserror::Error;
 
 use super::file::{self, FileError};
-use super::{BudgetError, Cgroup, Controller, DeviceError, Extras, Missing, Mode, Version, cpu};
+use super::{BudgetError, Cgroup, Controller, DeviceError, Extras, Isolate, Missing, Mode, Version, cpu};
+use crate::cpu::{CpuSet, ParseCpuSetError};
+use crate::partition::{self, PartitionError};
 
 /// Why resources could not be applied. Some may be in force: remove the cgroup.
 #[derive(Debug, Error)]
@@ -56,6 +58,9 @@ pub enum ApplyError {
     /// The real-time budget could not be given.
     #[error(transparent)]
     Budget(#[from] BudgetError),
+    /// The CPUs could not be isolated.
+    #[error(transparent)]
+    Partition(#[from] PartitionError),
     /// The device rules could not be set.
     #[error(transparent)]
     Devices(#[from] DeviceError),
@@ -76,6 +81,7 @@ impl ApplyError {
             ApplyError::Missing(missing) => missing.hint(),
             ApplyError::Budget(error) => error.hint(),
             ApplyError::Devices(error) => error.hint(),
+            ApplyError::Partition(error) => error.hint(),
             ApplyError::File { field, error } => match error.errno()? {
                 libc::EACCES if field.contains("cpu.cpus") || field.contains("cpu.mems") => Some(
                     "the parent cpuset does not have them: compare cpuset.cpus and cpuset.mems of the parents with what is \
@@ -109,6 +115,7 @@ impl Cgroup {
         let mut budget = extras.rt_budget;
         if let Some(cpu) = resources.cpu() {
             self.apply_cpuset(cpu.cpus().as_deref(), cpu.mems().as_deref())?;
+            self.apply_isolation(cpu.cpus().as_deref(), extras.isolate)?;
             self.apply_cpu(cpu)?;
             match (cpu::rt_budget(cpu)?, budget) {
                 (Some(oci), Some(extra)) if oci != extra => {
@@ -148,6 +155,33 @@ impl Cgroup {
             self.set_devices(rules)?;
         }
         Ok(())
+    }
+
+    /// Makes the CPUs an isolated partition before anything enters: a process already there would be moved off them and
+    /// back. Their list is in force already.
+    fn apply_isolation(&self, cpus: Option<&str>, isolate: Isolate) -> Result<(), ApplyError> {
+        let field = "linux.resources.cpu.cpus";
+        let Some(cpus) = cpus.filter(|list| !list.is_empty() && isolate != Isolate::No) else {
+            return Ok(());
+        };
+        let cpus: CpuSet = cpus
+            .parse()
+            .map_err(|error: ParseCpuSetError| ApplyError::Invalid {
+                field: field.into(),
+                reason: error.to_string(),
+            })?;
+        match partition::isolate(self.hierarchy(), self, &cpus) {
+            // What is true of CPUs without a partition is for `partition::isolation` to say.
+            Ok(_) | Err(PartitionError::OnlyV1 { .. }) => Ok(()),
+            Err(PartitionError::Refused { .. }) if isolate == Isolate::Try => Ok(()),
+            Err(PartitionError::Refused { .. })
+                if partition::tuned(self.hierarchy(), &cpus)
+                    .map_err(|error| ApplyError::file(field, error))? =>
+            {
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Writes one file of a controller. A file that this kernel does not have makes the field unsupported.
