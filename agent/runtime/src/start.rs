@@ -11,8 +11,8 @@
 use std::ffi::CString;
 use std::fs;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
 
 use berth_rt::sched::{self, SchedError};
 use nix::errno::Errno;
@@ -87,9 +87,6 @@ pub enum StartCause {
     /// The process ended without a word.
     #[error("the process ended before its program was executed: {0}")]
     Died(String),
-    /// The executed file does not lie in the container.
-    #[error("the executed file is not in the container's mount namespace")]
-    ForeignFile,
     /// The proof could not be taken.
     #[error("proof: {0}")]
     Prove(#[from] ProveError),
@@ -274,7 +271,6 @@ impl Container {
         self.send(message)?;
         self.wait_for_exec(pid, failure)?;
         self.timing.mark("exec");
-        in_container(pid)?;
         let proof = self.prove(Stage::ExecStop)?;
         self.timing.mark("proof");
         if !proof.holds() {
@@ -321,6 +317,7 @@ impl Container {
     }
 
     fn wait_for_exec(&self, pid: Pid, mut failure: Option<fs::File>) -> Result<(), StartCause> {
+        let mut fault = None;
         loop {
             let status = match waitpid(pid, Some(WaitPidFlag::__WALL)) {
                 Err(Errno::EINTR) => continue,
@@ -332,7 +329,16 @@ impl Container {
             let resume = match status {
                 WaitStatus::PtraceEvent(_, _, libc::PTRACE_EVENT_EXEC) => return Ok(()),
                 WaitStatus::Exited(..) | WaitStatus::Signaled(..) => {
-                    return Err(self.last_words(&status, failure.as_mut()));
+                    return Err(match fault {
+                        Some(signal) => StartCause::Died(format!("{signal}: the kernel could not load it")),
+                        None => self.last_words(&status, failure.as_mut()),
+                    });
+                }
+                // An exec that fails when there is no way back ends in a fault. The first process of a pid namespace
+                // is spared by its own signals while it is traced: it would fault for ever.
+                WaitStatus::Stopped(_, signal @ (Signal::SIGSEGV | Signal::SIGBUS | Signal::SIGILL)) => {
+                    fault = Some(signal);
+                    nix::sys::signal::kill(pid, Signal::SIGKILL)
                 }
                 // A signal on its way to the process; a stop that is no delivery is passed over.
                 WaitStatus::Stopped(_, signal) if signal != Signal::SIGTRAP => ptrace::cont(pid, signal),
@@ -383,31 +389,5 @@ impl Container {
             .custom_flags(flags)
             .open(self.dir.join(state::FAILURE));
         fifo.map(Some).map_err(StartCause::Message)
-    }
-}
-
-/// The executed file lies on a mount of the container's own namespace.
-fn in_container(pid: Pid) -> Result<(), StartCause> {
-    let gone = |e: io::Error| StartCause::Died(format!("/proc/{pid}: {e}"));
-    let exe = fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_PATH)
-        .open(format!("/proc/{pid}/exe"))
-        .map_err(gone)?;
-    // fdinfo names the mount without another system call interface.
-    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", exe.as_raw_fd())).map_err(gone)?;
-    let id = info
-        .lines()
-        .find_map(|l| l.strip_prefix("mnt_id:"))
-        .map(str::trim)
-        .unwrap_or_default();
-    let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).map_err(gone)?;
-    let found = mounts.lines().any(|l| l.split(' ').next() == Some(id));
-    let own = fs::metadata("/proc/self/exe").map_err(gone)?;
-    let theirs = exe.metadata().map_err(gone)?;
-    if found && (own.dev(), own.ino()) != (theirs.dev(), theirs.ino()) {
-        Ok(())
-    } else {
-        Err(StartCause::ForeignFile)
     }
 }

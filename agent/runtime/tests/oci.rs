@@ -235,6 +235,44 @@ fn a_program_that_is_not_there_is_named() {
     );
 }
 
+/// An ELF file that passes every check the kernel makes before the old program is gone, and none after.
+fn program_that_cannot_be_loaded() -> Vec<u8> {
+    let machine: u16 = if cfg!(target_arch = "x86_64") { 62 } else { 183 };
+    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
+    file.resize(16, 0);
+    for half in [2, machine] {
+        file.extend(half.to_le_bytes()); // ET_EXEC, machine
+    }
+    file.extend(1u32.to_le_bytes());
+    for word in [0x40_0000u64, 64, 0] {
+        file.extend(word.to_le_bytes()); // entry, program headers, section headers
+    }
+    file.extend(0u32.to_le_bytes());
+    for half in [64u16, 56, 1, 64, 0, 0] {
+        file.extend(half.to_le_bytes());
+    }
+    for word in [1u32, 5] {
+        file.extend(word.to_le_bytes()); // PT_LOAD, readable and executable
+    }
+    let kernel = 0xffff_8000_0000_0000u64; // no address of user space
+    for word in [0, kernel, kernel, 120, 120, 0x1000] {
+        file.extend(word.to_le_bytes());
+    }
+    file
+}
+
+#[test]
+fn a_program_that_cannot_be_loaded_is_an_error_and_not_a_hang() {
+    let mut b = Bundle::new("");
+    let file = b.rootfs().join("broken");
+    fs::write(&file, program_that_cannot_be_loaded()).unwrap();
+    fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    b.set("/process/args", json!(["/broken"]));
+    let text = b.refusal();
+    assert!(text.contains("SIGSEGV") && text.contains("load"), "{text}");
+    b.assert_nothing_left();
+}
+
 #[test]
 fn a_realtime_policy_is_set_and_only_on_the_program() {
     let mut b = Bundle::new("cut -d' ' -f40,41 /proc/self/stat; cat /proc/self/stat");
