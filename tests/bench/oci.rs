@@ -1,12 +1,14 @@
 //! `berth oci run` beside crun and runc: the same bundle bytes, whole process, create + start + wait + delete.
 //!
 //! Everything happens in a mount namespace in which the empty v2 hierarchy of a hybrid node is not mounted: crun refuses
-//! hybrid nodes. Each runtime's effect is read from inside the container before anything is timed.
+//! hybrid nodes. State roots lie on a tmpfs, as /run does. Each runtime's effect is read from inside the container before
+//! anything is timed. Each run begins after a pause, and each round with another runtime: the kernel takes a network
+//! namespace down long after its container has gone, and whoever makes the next one waits for that.
 
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use berth_tests::agent::binary;
@@ -24,6 +26,9 @@ struct Runtime {
     cold: bool,
 }
 
+/// Before each run.
+const PAUSE: Duration = Duration::from_millis(20);
+
 pub(crate) fn run(table: &mut Table, rounds: usize) -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     mount(
@@ -37,6 +42,21 @@ pub(crate) fn run(table: &mut Table, rounds: usize) -> Result<()> {
         let _ = umount2("/sys/fs/cgroup/unified", MntFlags::MNT_DETACH);
     }
     let dir = tempfile::Builder::new().prefix("berth-bench-").tempdir()?;
+    fs::create_dir(dir.path().join("state"))?;
+    mount(
+        Some("tmpfs"),
+        &dir.path().join("state"),
+        Some("tmpfs"),
+        MsFlags::empty(),
+        None::<&str>,
+    )?;
+    let outcome = compare(table, rounds, dir.path());
+    umount2(&dir.path().join("state"), MntFlags::MNT_DETACH)?;
+    outcome
+}
+
+/// All runtimes, both bundles, below `dir`.
+fn compare(table: &mut Table, rounds: usize, dir: &Path) -> Result<()> {
     let berth = binary().display().to_string();
     let mut runtimes = vec![
         Runtime {
@@ -81,21 +101,23 @@ pub(crate) fn run(table: &mut Table, rounds: usize) -> Result<()> {
     };
     for (name, architectures) in [("hard", three), ("hard-1arch", &[native])] {
         let check = bundles::write(
-            dir.path(),
+            dir,
             &format!("{name}-check"),
             architectures,
             &["/bin/sh", "-c", CHECK],
         )?;
-        let timed = bundles::write(dir.path(), name, architectures, &["/bin/true"])?;
+        let timed = bundles::write(dir, name, architectures, &["/bin/true"])?;
         for runtime in &runtimes {
-            effect(runtime, &check, dir.path())?;
+            effect(runtime, &check, dir)?;
         }
         let mut samples = vec![Sample::default(); runtimes.len()];
         for round in 0..rounds + 3 {
-            for (runtime, sample) in runtimes.iter().zip(&mut samples) {
-                let millis = once(runtime, &timed, dir.path(), round)?;
+            for turn in 0..runtimes.len() {
+                let which = (round + turn) % runtimes.len();
+                std::thread::sleep(PAUSE);
+                let millis = once(&runtimes[which], &timed, dir, round)?;
                 if round >= 3 {
-                    sample.push(millis);
+                    samples[which].push(millis);
                 }
             }
         }
@@ -163,7 +185,7 @@ fn effect(runtime: &Runtime, bundle: &Bundle, dir: &Path) -> Result<()> {
 
 fn command(runtime: &Runtime, bundle: &Bundle, dir: &Path, tag: &str, round: usize) -> Command {
     let root = dir.join(format!(
-        "root-{}-{}",
+        "state/root-{}-{}",
         runtime.name.replace(' ', "-"),
         if runtime.cold {
             format!("{tag}{round}")
@@ -201,7 +223,7 @@ fn once(runtime: &Runtime, bundle: &Bundle, dir: &Path, round: usize) -> Result<
         bail!("{} of {tag}: {status}", runtime.name);
     }
     if runtime.cold {
-        let _ = fs::remove_dir_all(dir.join(format!("root-{}-{tag}{round}", runtime.name.replace(' ', "-"))));
+        let _ = fs::remove_dir_all(dir.join(format!("state/root-{}-{tag}{round}", runtime.name.replace(' ', "-"))));
     }
     Ok(millis)
 }

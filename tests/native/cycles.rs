@@ -15,7 +15,7 @@ kind: Workload
 metadata: {name: many}
 spec:
   image: berth-sample-worker:latest
-  args: ["--device", "/dev/disk", "--period", "200ms"]
+  args: ["--device", "/dev/disk", "--look-once", "--period", "200ms"]
   profile: device-worker
   run: onDevice
   cpus: shared

@@ -22,7 +22,7 @@ kind: Workload
 metadata: {name: disk}
 spec:
   image: berth-sample-worker:latest
-  args: ["--device", "/dev/disk", "--period", "20ms"]
+  args: ["--device", "/dev/disk", "--look-once", "--period", "20ms"]
   profile: realtime
   run: onDevice
   cpus: 1

@@ -2,7 +2,7 @@
 
 /// Printed after a wrong argument.
 pub(crate) const USAGE: &str = "usage: device-worker [--device PATH | --interface NAME] [--period TIME] [--cycles N] \
-[--exit-code N] [--ignore-term]\n  TIME: a number with ns, us, ms or s; from 50us to 10s (default 1ms)";
+[--exit-code N] [--look-once] [--ignore-term]\n  TIME: a number with ns, us, ms or s; from 50us to 10s (default 1ms)";
 
 /// What the worker was told.
 #[derive(Debug, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub(crate) struct Args {
     pub(crate) cycles: Option<u64>,
     /// Exit code when it ends by itself or by a signal.
     pub(crate) exit_code: u8,
+    /// The device is looked at once, at the start. (Opening the node of a loop device that has gone makes a new one.)
+    pub(crate) look_once: bool,
     /// SIGTERM is ignored, as a workload that hangs would.
     pub(crate) ignore_term: bool,
 }
@@ -28,6 +30,7 @@ pub(crate) fn parse(mut words: impl Iterator<Item = String>) -> Result<Args, Str
         period_ns: 1_000_000,
         cycles: None,
         exit_code: 0,
+        look_once: false,
         ignore_term: false,
     };
     while let Some(word) = words.next() {
@@ -37,6 +40,10 @@ pub(crate) fn parse(mut words: impl Iterator<Item = String>) -> Result<Args, Str
         };
         if name == "--ignore-term" && inline.is_none() {
             args.ignore_term = true;
+            continue;
+        }
+        if name == "--look-once" && inline.is_none() {
+            args.look_once = true;
             continue;
         }
         if !["--device", "--interface", "--period", "--cycles", "--exit-code"].contains(&name.as_str()) {
@@ -109,6 +116,7 @@ mod tests {
             &["--exit-code", "256"],
             &["--frob"],
             &["--ignore-term=yes"],
+            &["--look-once=yes"],
             &["--device", "a", "--interface", "b"],
         ] {
             assert!(of(bad).is_err(), "{bad:?}");

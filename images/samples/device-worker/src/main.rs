@@ -57,7 +57,7 @@ fn main() -> ExitCode {
         let woken = kernel::now();
         cycles += 1;
         latencies.add(woken.saturating_sub(deadline));
-        if woken >= next_look {
+        if woken >= next_look && !args.look_once {
             device.look();
             next_look = woken + DEVICE_NS;
         }
@@ -81,7 +81,9 @@ fn main() -> ExitCode {
             deadline += late * period;
         }
     }
-    device.look();
+    if !args.look_once {
+        device.look();
+    }
     let told = say(&report(
         "end",
         start,
