@@ -106,9 +106,7 @@ impl Cgroup {
                 } else {
                     "devices.allow"
                 };
-                exceptions
-                    .iter()
-                    .try_for_each(|rule| file::write(&dir.join(name), &rule.line()))?;
+                file::write_each(&dir.join(name), exceptions.iter().map(DeviceRule::line))?;
                 Ok(())
             }
             (Version::V2, dir) => attach(dir, rules),

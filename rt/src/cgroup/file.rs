@@ -39,14 +39,23 @@ impl FileError {
 
 /// The whole text of `path` without the newline at its end.
 pub(crate) fn read(path: &Path) -> Result<String, FileError> {
-    let mut text = String::new();
-    File::open(path)
-        .and_then(|mut file| file.read_to_string(&mut text))
-        .map_err(|source| FileError::new("read", path, source))?;
-    if text.ends_with('\n') {
-        text.pop();
+    let fail = |source| FileError::new("read", path, source);
+    let mut file = File::open(path).map_err(fail)?;
+    // Most of them fit: two calls, where the standard library asks for size and position first.
+    let mut buffer = [0; 1024];
+    let mut bytes = Vec::new();
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(got) => bytes.extend_from_slice(&buffer[..got]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(fail(error)),
+        }
     }
-    Ok(text)
+    if bytes.last() == Some(&b'\n') {
+        bytes.pop();
+    }
+    String::from_utf8(bytes).map_err(|error| fail(io::Error::new(io::ErrorKind::InvalidData, error)))
 }
 
 /// The same, but `None` where the file is not there.
@@ -72,16 +81,34 @@ pub(crate) fn parse<T: std::str::FromStr>(path: &Path) -> Result<T, FileError> {
 
 /// Writes `value` to `path` in one call.
 pub(crate) fn write(path: &Path, value: &str) -> Result<(), FileError> {
-    let fail = |source| FileError::new(format!("write `{value}` to"), path, source);
-    let mut file = OpenOptions::new().write(true).open(path).map_err(fail)?;
-    match file.write(value.as_bytes()) {
-        Ok(written) if written == value.len() => Ok(()),
-        Ok(_) => Err(fail(io::Error::new(
-            io::ErrorKind::WriteZero,
-            "the value was taken only in part",
-        ))),
-        Err(source) => Err(fail(source)),
+    write_each(path, [value])
+}
+
+/// Writes each of `values` to `path` in a call of its own, the file being opened once (not at all for no value).
+pub(crate) fn write_each<V: AsRef<str>>(
+    path: &Path,
+    values: impl IntoIterator<Item = V>,
+) -> Result<(), FileError> {
+    let mut opened: Option<File> = None;
+    for value in values {
+        let value = value.as_ref();
+        let fail = |source| FileError::new(format!("write `{value}` to"), path, source);
+        let mut file = match opened.take() {
+            Some(file) => file,
+            None => OpenOptions::new().write(true).open(path).map_err(fail)?,
+        };
+        match file.write(value.as_bytes()) {
+            Ok(written) if written == value.len() => opened = Some(file),
+            Ok(_) => {
+                return Err(fail(io::Error::new(
+                    io::ErrorKind::WriteZero,
+                    "the value was taken only in part",
+                )));
+            }
+            Err(source) => return Err(fail(source)),
+        }
     }
+    Ok(())
 }
 
 /// The value of `key` in a file of `key value` lines.

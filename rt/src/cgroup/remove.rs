@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 
 use super::file::{self, FileError};
-use super::{Cgroup, Hierarchy, PathError, Version, checked, realtime};
+use super::{Cgroup, Controller, Hierarchy, PathError, Version, checked, realtime};
 use crate::partition;
 
 /// How long a cgroup may stay busy after its last process has gone.
@@ -81,6 +81,35 @@ impl Cgroup {
                 errors,
             })
         }
+    }
+}
+
+impl Cgroup {
+    /// Removes a cgroup in which nothing is left, without listing anything first: `rmdir` itself says whether a process
+    /// or a cgroup is in it. `false`: something is, or it is a v2 cgroup, or it cannot be removed; what is left of it goes
+    /// the long way ([`kill`](Cgroup::kill), [`remove`](Cgroup::remove)). The freezer goes last, so that `kill` has it.
+    #[must_use]
+    pub fn remove_empty(&self) -> bool {
+        let trees = self.hierarchy.trees();
+        if self
+            .dirs
+            .iter()
+            .any(|(index, _)| trees[*index].version == Version::V2)
+        {
+            return false;
+        }
+        let freezer = |index: usize| trees[index].controllers.contains(&Controller::Freezer);
+        let (last, first): (Vec<_>, Vec<_>) = self.dirs.iter().partition(|(index, _)| freezer(*index));
+        first.into_iter().chain(last).all(|(index, dir)| {
+            let tree = &trees[*index];
+            if tree.controllers.contains(&Controller::Cpu) && realtime::release(&tree.mount, dir).is_err() {
+                return false;
+            }
+            match fs::remove_dir(dir) {
+                Ok(()) => true,
+                Err(error) => error.kind() == io::ErrorKind::NotFound,
+            }
+        })
     }
 }
 

@@ -108,6 +108,10 @@ impl Container {
 }
 
 fn free_cgroup(cgroup: &Cgroup, errors: &mut Vec<DeleteError>) {
+    // As a rule its last process has ended.
+    if cgroup.remove_empty() {
+        return;
+    }
     if let Err(e) = cgroup.kill() {
         errors.push(DeleteError {
             what: "cgroup",

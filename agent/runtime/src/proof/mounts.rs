@@ -12,7 +12,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 
 use super::facts::Facts;
 use super::procfs::Process;
-use super::{MountPromise, Promise};
+use super::{MountPromise, Promise, Stage};
 
 /// One line of mountinfo.
 struct Mount<'a> {
@@ -110,9 +110,11 @@ fn find(root: &OwnedFd, path: &str) -> io::Result<Option<Place>> {
     }
 }
 
-/// Root flags, mounts, masked and read-only paths.
-pub(super) fn facts(facts: &mut Facts, promise: &Promise, process: &Process) {
-    let nothing = promise.root_flags.is_empty() && promise.mounts.is_empty();
+/// Root flags, mounts, masked and read-only paths; at the exec stop the mount of the executed file too.
+pub(super) fn facts(facts: &mut Facts, promise: &Promise, process: &Process, stage: Stage) {
+    // Later the program may execute what it likes, a file without a name in memory for one.
+    let executed = promise.foreign_executable && stage == Stage::ExecStop;
+    let nothing = promise.root_flags.is_empty() && promise.mounts.is_empty() && !executed;
     if nothing && promise.masked_paths.is_empty() && promise.readonly_paths.is_empty() {
         return;
     }
@@ -122,6 +124,14 @@ pub(super) fn facts(facts: &mut Facts, promise: &Promise, process: &Process) {
         Err(e) => return facts.unreadable("mounts", "readable", source, &e),
     };
     let mounts = parse(&text);
+    if executed {
+        let (promised, source) = ("on a mount of the container", process.source("exe"));
+        match process.file("exe").and_then(place).map(|p| mounts.get(&p.mount)) {
+            Ok(Some(mount)) => facts.add("executable.mount", promised, mount.show(), source, true),
+            Ok(None) => facts.add("executable.mount", promised, "not in mountinfo", source, false),
+            Err(e) => facts.unreadable("executable.mount", promised, source, &e),
+        }
+    }
     let root = match process.root() {
         Ok(root) => root,
         Err(e) => return facts.unreadable("mounts", "readable", process.source("root"), &e),

@@ -68,6 +68,16 @@ impl Process {
         })
     }
 
+    /// The file a magic link leads to, opened with O_PATH.
+    pub(super) fn file(&self, name: &str) -> io::Result<OwnedFd> {
+        Ok(openat(
+            &self.dir,
+            name,
+            OFlag::O_PATH | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )?)
+    }
+
     /// The process's root directory, as a place to resolve paths in.
     pub(super) fn root(&self) -> io::Result<OwnedFd> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;

@@ -68,7 +68,7 @@ pub fn read(promise: &Promise, pid: i32, stage: Stage, place: &Where<'_>) -> Res
     threads::facts(&mut facts, promise, &process, stage);
     namespaces(&mut facts, promise, &process, place.proc_root);
     id_maps(&mut facts, promise, &process);
-    mounts::facts(&mut facts, promise, &process);
+    mounts::facts(&mut facts, promise, &process, stage);
     devices(&mut facts, promise, place);
     identity(&mut facts, promise, &process, stage, place.proc_root);
     if stage == Stage::ExecStop && promise.only_stdio {

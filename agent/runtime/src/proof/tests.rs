@@ -391,6 +391,34 @@ fn the_own_executable_is_found_and_no_process_is_no_proof() {
 }
 
 #[test]
+fn a_file_on_no_mount_of_the_process_is_no_executable() {
+    use std::io::Write;
+    use std::os::fd::AsRawFd;
+    let promise = Promise {
+        foreign_executable: true,
+        ..Promise::default()
+    };
+    let memory = nix::sys::memfd::memfd_create("program", nix::sys::memfd::MFdFlags::empty()).expect("memfd");
+    let mut file = std::fs::File::from(memory);
+    file.write_all(&std::fs::read("/bin/sleep").expect("sleep"))
+        .expect("write");
+    for (program, wrong) in [
+        ("/bin/sleep".to_owned(), vec![]),
+        (
+            format!("/proc/self/fd/{}", file.as_raw_fd()),
+            vec!["executable.mount".to_owned()],
+        ),
+    ] {
+        let mut child = Command::new(&program).arg("100").spawn().expect("spawn");
+        let found = broken(&promise, child.id() as i32, Stage::ExecStop);
+        let later = broken(&promise, child.id() as i32, Stage::Running);
+        child.kill().and_then(|()| child.wait()).expect("end");
+        assert_eq!(found, wrong, "{program}");
+        assert_eq!(later, Vec::<String>::new(), "{program}");
+    }
+}
+
+#[test]
 fn device_rules_are_read_back() {
     let hierarchy = Hierarchy::discover(Path::new("/")).expect("hierarchy");
     let path = format!("berth-proof-{}", std::process::id());
