@@ -223,7 +223,10 @@ fn once(runtime: &Runtime, bundle: &Bundle, dir: &Path, round: usize) -> Result<
         bail!("{} of {tag}: {status}", runtime.name);
     }
     if runtime.cold {
-        let _ = fs::remove_dir_all(dir.join(format!("state/root-{}-{tag}{round}", runtime.name.replace(' ', "-"))));
+        let _ = fs::remove_dir_all(dir.join(format!(
+            "state/root-{}-{tag}{round}",
+            runtime.name.replace(' ', "-")
+        )));
     }
     Ok(millis)
 }

@@ -5,8 +5,41 @@ use berth_tests::agent::Agent;
 use berth_tests::node::Loop;
 use libtest_mimic::Trial;
 
-use crate::journey::{DOCUMENTS, wait_gone, wait_running};
+use crate::journey::{wait_gone, wait_running};
 use crate::{rounds, test};
+
+/// A whole core under SCHED_FIFO. The program neither opens the device (opening the node of a loop device that has
+/// just gone makes a new one) nor minds how it is stopped: the cycles are the kernel's and berth's alone.
+const WHOLE: &str = r#"
+apiVersion: berth/v1
+kind: Node
+metadata: {name: test}
+spec:
+  cpus: {housekeeping: "0", isolated: "1"}
+---
+apiVersion: berth/v1
+kind: Workload
+metadata: {name: disk}
+spec:
+  image: berth-sample-busybox:latest
+  command: ["/bin/sleep", "1000"]
+  profile: realtime
+  run: onDevice
+  cpus: 1
+  realtime:
+    scheduler: {policy: fifo, priority: 50}
+    budget: {runtime: 50ms, period: 1s}
+  stop: {signal: SIGKILL, grace: 5s}
+---
+apiVersion: berth/v1
+kind: HotplugRule
+metadata: {name: disk}
+spec:
+  match: |
+    SUBSYSTEM=="block", KERNEL=="loop304"
+  workload: disk
+  device: {path: /dev/disk, access: r}
+"#;
 
 /// The shared pool, for many at once.
 const SHARED: &str = r#"
@@ -14,11 +47,12 @@ apiVersion: berth/v1
 kind: Workload
 metadata: {name: many}
 spec:
-  image: berth-sample-worker:latest
-  args: ["--device", "/dev/disk", "--look-once", "--period", "200ms"]
+  image: berth-sample-busybox:latest
+  command: ["/bin/sleep", "1000"]
   profile: device-worker
   run: onDevice
   cpus: shared
+  stop: {signal: SIGKILL, grace: 5s}
 ---
 apiVersion: berth/v1
 kind: HotplugRule
@@ -43,7 +77,7 @@ fn open_files(agent: &Agent) -> Result<usize> {
 
 fn cycles() -> Result<()> {
     let mut agent = Agent::start("cycles")?;
-    agent.apply(DOCUMENTS)?;
+    agent.apply(WHOLE)?;
     let mut disk = Loop::number(304);
     let mut files = 0;
     for round in 0..rounds(500) {

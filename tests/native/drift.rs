@@ -7,7 +7,7 @@ use libtest_mimic::Trial;
 use std::fs;
 use std::process::Command;
 
-use crate::journey::{DOCUMENTS, pid, wait_running};
+use crate::journey::{DOCUMENTS, pid, wait_running, wait_words};
 use crate::test;
 
 pub(crate) fn tests() -> Vec<Trial> {
@@ -81,6 +81,7 @@ fn drift_of(documents: &str, name: &str, fact: &str, change: fn(i64, &Agent) -> 
     let mut disk = Loop::number(305);
     disk.plug()?;
     wait_running(&mut agent, "disk", 1)?;
+    wait_words(&mut agent, "disk")?;
     agent.ok(&["prove"])?;
     change(pid(&agent, "disk")?, &agent)?;
     let fact = fact.to_string();

@@ -110,6 +110,15 @@ pub(crate) fn wait_gone(agent: &mut Agent, workload: &str) -> Result<()> {
     })
 }
 
+/// Wait until the worker of a workload has looked at its device. (To open the node of a loop device that has just gone
+/// makes a new one, and a signal that comes before its handler does nothing to a pid 1.)
+pub(crate) fn wait_words(agent: &mut Agent, workload: &str) -> Result<()> {
+    let name = name(agent, workload)?;
+    agent.wait_for(&format!("{workload} speaks"), |a| {
+        Ok(a.ok(&["logs", &name])?.contains("\"event\""))
+    })
+}
+
 /// The one running instance of a workload.
 pub(crate) fn instance(agent: &Agent, workload: &str) -> Result<Value> {
     agent
@@ -139,6 +148,7 @@ fn disk() -> Result<()> {
     for round in 0..3 {
         disk.plug()?;
         wait_running(&mut agent, "disk", 1)?;
+        wait_words(&mut agent, "disk")?;
         let pid = pid(&agent, "disk")?;
         // The kernel's own words, not berth's.
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
@@ -216,6 +226,7 @@ fn before_the_agent() -> Result<()> {
         .filter(|l| l.contains("disk") && l.contains("tarted"))
         .count();
     ensure!(starts == 1, "{starts} starts:\n{}", agent.ok(&["events"])?);
+    wait_words(&mut agent, "disk")?;
     disk.unplug()?;
     wait_gone(&mut agent, "disk")?;
     agent.finish()

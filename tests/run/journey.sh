@@ -66,6 +66,7 @@ ip link add brun0 type veth peer name brun0p
 until_true "the disk's container runs" runs disk
 until_true "the interface's container runs" runs nic
 berth ps
+until_true "the disk's worker speaks" sh -c "'$top/target/release/berth' --run-dir '$dir/run' logs disk-loop77 | grep -q event"
 
 step "why: berth device explain"
 berth device explain /sys/devices/virtual/block/loop77
