@@ -49,9 +49,8 @@ pub(crate) fn run(recipe: &Recipe, ends: &Ends<'_>) -> ! {
 }
 
 /// Wait for one message from the caller.
-fn expect(ends: &Ends<'_>, step: &str) -> Result<Down, Failure> {
-    let mut buffer = vec![0u8; report::LONGEST];
-    let bytes = report::receive(ends.socket, &mut buffer).step(step, "")?;
+fn expect(ends: &Ends<'_>, buffer: &mut [u8], step: &str) -> Result<Down, Failure> {
+    let bytes = report::receive(ends.socket, buffer).step(step, "")?;
     let bytes = bytes.ok_or_else(|| Failure::refused(step, "", "the runtime is gone"))?;
     Down::decode(bytes).ok_or_else(|| Failure::refused(step, "", "unexpected message from the runtime"))
 }
@@ -66,6 +65,8 @@ fn unexpected<T>(step: &str) -> Result<T, Failure> {
 
 fn set_up(recipe: &Recipe, ends: &Ends<'_>) -> Result<Infallible, Failure> {
     let mut timing = Timing::begin();
+    // One for all messages: under the filter nothing large may be allocated.
+    let mut buffer = vec![0u8; report::LONGEST];
     // While it is being made, a container must not outlive its maker.
     sys::set_parent_death_signal(libc::SIGKILL).step("set parent death signal", "")?;
     for (target, fd) in ends.stdio.iter().enumerate() {
@@ -78,7 +79,7 @@ fn set_up(recipe: &Recipe, ends: &Ends<'_>) -> Result<Infallible, Failure> {
     }
     umask(Mode::empty());
     if recipe.new & libc::CLONE_NEWUSER as u64 != 0 {
-        match expect(ends, "map users")? {
+        match expect(ends, &mut buffer, "map users")? {
             Down::Mapped => become_root()?,
             _ => return unexpected("map users"),
         }
@@ -109,7 +110,7 @@ fn set_up(recipe: &Recipe, ends: &Ends<'_>) -> Result<Infallible, Failure> {
             crate::rootfs::make_path(root, cwd, true)?;
         }
     }
-    hooks_and_placement(recipe, ends)?;
+    hooks_and_placement(recipe, ends, &mut buffer)?;
     timing.mark("cgroup and hooks");
     rootfs.pivot()?;
     timing.mark("pivot");
@@ -126,7 +127,7 @@ fn set_up(recipe: &Recipe, ends: &Ends<'_>) -> Result<Infallible, Failure> {
     // Capabilities, limits and user; the filter comes first where no_new_privs does not allow it later.
     let mut filter = None;
     if recipe.filtered {
-        match expect(ends, "seccomp")? {
+        match expect(ends, &mut buffer, "seccomp")? {
             Down::Filter(flags, program) => filter = Some(decode(flags, &program)),
             _ => return unexpected("seccomp"),
         }
@@ -168,12 +169,12 @@ fn set_up(recipe: &Recipe, ends: &Ends<'_>) -> Result<Infallible, Failure> {
         label.map_or(Ok(()), write_label)?;
         restrict(process, filter.as_ref())?;
         ready(ends, timing)?;
-        exec(process, wait_for_start(wait, tell), tell)
+        exec(process, wait_for_start(wait, tell, &mut buffer), tell)
     } else {
         // Hooks that run inside need more system calls than the filter may leave.
         find_program(process)?;
         ready(ends, timing)?;
-        let start = wait_for_start(wait, tell);
+        let start = wait_for_start(wait, tell, &mut buffer);
         let state = ends.state.at(nix::unistd::getpid().as_raw(), "created");
         let outcome = crate::hooks::run("startContainer", &recipe.hooks_inside, &state)
             .map_err(|e| Failure::refused("startContainer", "", &e.to_string()))
@@ -220,8 +221,8 @@ pub(crate) fn become_root() -> Result<(), Failure> {
 }
 
 /// Hooks outside and inside, and the word that the cgroup holds this process.
-fn hooks_and_placement(recipe: &Recipe, ends: &Ends<'_>) -> Result<(), Failure> {
-    match expect(ends, "cgroup")? {
+fn hooks_and_placement(recipe: &Recipe, ends: &Ends<'_>, buffer: &mut [u8]) -> Result<(), Failure> {
+    match expect(ends, buffer, "cgroup")? {
         Down::Placed(files) => {
             for file in files {
                 let path = Path::new(OsStr::from_bytes(file.to_bytes()));
@@ -232,7 +233,7 @@ fn hooks_and_placement(recipe: &Recipe, ends: &Ends<'_>) -> Result<(), Failure> 
     }
     if recipe.hooks_outside || recipe.hooks_before_pivot {
         report::send_to(ends.socket, &Up::Hooks.encode()).step("hooks", "")?;
-        let pid = match expect(ends, "hooks")? {
+        let pid = match expect(ends, buffer, "hooks")? {
             Down::HooksDone(pid) => pid,
             _ => return unexpected("hooks"),
         };
@@ -377,10 +378,9 @@ fn ready(ends: &Ends<'_>, mut timing: Timing) -> Result<(), Failure> {
 }
 
 /// Blocks until the start message; ends the process when there will be none.
-fn wait_for_start(wait: RawFd, tell: RawFd) -> (Vec<CString>, Vec<CString>) {
-    let mut buffer = vec![0u8; report::LONGEST];
+fn wait_for_start(wait: RawFd, tell: RawFd, buffer: &mut [u8]) -> (Vec<CString>, Vec<CString>) {
     loop {
-        match crate::sys::process::read_raw(wait, &mut buffer) {
+        match crate::sys::process::read_raw(wait, buffer) {
             Err(Errno::EINTR) => {}
             Err(errno) => give_up(tell, &Failure::new("wait for start", "", errno)),
             Ok(0) => sys::exit_now(1), // the creator is gone

@@ -356,6 +356,7 @@ impl Plan {
             affinity: self.affinity.clone(),
         };
         let text = serde_json::to_vec(&record).map_err(|e| CreateCause::file("write", &dir)(e.into()))?;
+        state::prepare_file(&dir, state::RECORD, &text).map_err(CreateCause::file("write", &dir))?;
         timing.mark("record");
         match child.receive()? {
             Up::Ready(steps) => timing
@@ -364,7 +365,7 @@ impl Plan {
             other => return Err(child.unexpected(other)),
         }
         timing.mark("ready");
-        state::write_file(&dir, state::RECORD, &text).map_err(CreateCause::file("write", &dir))?;
+        state::put_file(&dir, state::RECORD).map_err(CreateCause::file("write", &dir))?;
         timing.mark("store");
         let Some((_, pidfd)) = made.child.take() else {
             return Err(CreateCause::Died("no process".into()));

@@ -162,9 +162,18 @@ fn parse_stat(stat: &str) -> Option<(u64, char)> {
 
 /// Write a file by renaming it into place.
 pub(crate) fn write_file(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
-    let temporary = dir.join(format!(".{name}"));
-    fs::write(&temporary, bytes)?;
-    fs::rename(&temporary, dir.join(name))
+    prepare_file(dir, name, bytes)?;
+    put_file(dir, name)
+}
+
+/// The first half of [`write_file`]: nobody sees it yet.
+pub(crate) fn prepare_file(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    fs::write(dir.join(format!(".{name}")), bytes)
+}
+
+/// The second half: it is there, whole.
+pub(crate) fn put_file(dir: &Path, name: &str) -> io::Result<()> {
+    fs::rename(dir.join(format!(".{name}")), dir.join(name))
 }
 
 impl Record {
