@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use berth_hotplug::monitor::Source;
 use clap::{Args, ValueEnum};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::prelude::*;
 
 use crate::daemon;
 use crate::daemon::settings::{Folders, LauncherBy, Settings};
@@ -32,7 +33,7 @@ pub(super) struct AgentArgs {
     /// Log format
     #[arg(long, value_enum, default_value = "text")]
     log_format: LogFormat,
-    /// What is logged: error, warn, info, debug, trace, or targets (tracing's filter)
+    /// What is logged: error, warn, info, debug, trace, or TARGET=LEVEL,…
     #[arg(long, value_name = "FILTER", default_value = "info")]
     log: String,
 }
@@ -74,14 +75,14 @@ fn source(text: &str) -> Result<Source, String> {
 }
 
 pub(super) fn main(folders: Folders, args: AgentArgs) -> Outcome {
-    let filter = EnvFilter::try_new(&args.log)?;
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let filter: Targets = args.log.parse()?;
+    let log = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_target(false);
+    let registry = tracing_subscriber::registry().with(filter);
     match args.log_format {
-        LogFormat::Text => log.with_ansi(false).init(),
-        LogFormat::Json => log.json().init(),
+        LogFormat::Text => registry.with(log.with_ansi(false)).init(),
+        LogFormat::Json => registry.with(log.json()).init(),
     }
     daemon::main(Settings {
         folders,
