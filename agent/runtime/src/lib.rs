@@ -22,6 +22,7 @@ pub mod hooks;
 mod net;
 pub mod oci;
 mod options;
+mod overlay;
 mod plan;
 pub mod proof;
 mod recipe;

@@ -14,6 +14,7 @@ use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mkdirat, mode_t};
 
 use crate::options::Options;
+use crate::overlay;
 use crate::recipe::{Mount, Recipe, Root};
 use crate::report::{Failure, Step};
 use crate::sys::mount::{self as sys, FsContext, Resolve, attr, fs_magic, open_below};
@@ -97,7 +98,7 @@ impl<'a> Rootfs<'a> {
             }
             Root::Overlay { lower, upper, at } => {
                 sys::set_root_attributes(true, 0, libc::MS_SLAVE).step("mount propagation", "/")?;
-                overlay(lower, upper.as_ref(), at, recipe.mount_label.as_deref())?
+                overlay::mount(lower, upper.as_ref(), at, recipe.mount_label.as_deref())?
             }
         };
         for name in ["dev", "proc", "sys"] {
@@ -326,58 +327,12 @@ impl<'a> Rootfs<'a> {
     }
 }
 
-fn open_dir(path: &Path) -> Result<OwnedFd, Errno> {
+pub(crate) fn open_dir(path: &Path) -> Result<OwnedFd, Errno> {
     nix::fcntl::open(
         path,
         OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
         Mode::empty(),
     )
-}
-
-/// Mount the layers. A single layer without `upper` is a read-only bind mount: overlayfs wants two.
-fn overlay(
-    lower: &[PathBuf],
-    upper: Option<&(PathBuf, PathBuf)>,
-    at: &Path,
-    label: Option<&str>,
-) -> Result<OwnedFd, Failure> {
-    let step = "mount overlay";
-    let fd = if let ([only], None) = (lower, upper) {
-        let tree = sys::clone_tree(AT_FDCWD, only, false).step(step, only)?;
-        sys::set_attributes(tree.as_fd(), false, attr::RDONLY, 0, libc::MS_PRIVATE).step(step, only)?;
-        tree
-    } else {
-        use std::os::unix::ffi::OsStrExt;
-        let context = FsContext::open("overlay").step(step, at)?;
-        let words = |errno, path: &Path| Failure::new(step, path, errno).with(context.message());
-        context.set("source", b"overlay").map_err(|e| words(e, at))?;
-        for layer in lower {
-            // One parameter a layer (Linux 6.7); a joined list would be cut at 256 bytes by fsconfig(2).
-            context
-                .set("lowerdir+", layer.as_os_str().as_bytes())
-                .map_err(|e| words(e, layer))?;
-        }
-        if let Some((upper, work)) = upper {
-            context
-                .set("upperdir", upper.as_os_str().as_bytes())
-                .map_err(|e| words(e, upper))?;
-            context
-                .set("workdir", work.as_os_str().as_bytes())
-                .map_err(|e| words(e, work))?;
-        }
-        if let Some(label) = label {
-            context
-                .set("context", label.as_bytes())
-                .map_err(|e| words(e, at))?;
-        }
-        let flags = if upper.is_none() { attr::RDONLY } else { 0 };
-        context
-            .mount(flags)
-            .map_err(|(errno, message)| Failure::new(step, at, errno).with(message))?
-    };
-    let target = open_dir(at).step(step, at)?;
-    sys::attach(fd.as_fd(), target.as_fd()).step(step, at)?;
-    Ok(fd)
 }
 
 /// mkdir -p below `root`, never through a symbolic link that leads out; the last part is a directory or an empty
