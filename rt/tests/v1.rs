@@ -190,6 +190,23 @@ fn kill_and_remove_reach_the_cgroups_below() {
 }
 
 #[test]
+fn an_empty_cgroup_goes_at_once_and_a_busy_one_keeps_its_freezer() {
+    let Some(hierarchy) = on_v1(Controller::Freezer) else {
+        return;
+    };
+    let (own, _) = own_with(&hierarchy, "empty", r#"{"pids":{"limit":17}}"#);
+    let sleeper = Sleeper::new();
+    own.cgroup.attach(sleeper.pid()).unwrap();
+    assert!(!own.cgroup.remove_empty());
+    // What is left can be killed and removed.
+    own.cgroup.kill().unwrap();
+    drop(sleeper);
+    assert!(own.cgroup.remove_empty());
+    assert!(Cgroup::open(&hierarchy, own.cgroup.path()).is_err());
+    assert!(own.cgroup.remove_empty(), "one that is gone is no error");
+}
+
+#[test]
 fn an_empty_leftover_is_made_anew_and_a_busy_one_is_refused() {
     let Some(hierarchy) = on_v1(Controller::Pids) else {
         return;

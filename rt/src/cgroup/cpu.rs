@@ -26,10 +26,36 @@ pub(crate) fn weight(shares: u64) -> u64 {
     if shares >= 262_144 {
         return 10_000;
     }
-    let log = (shares as f64).log2();
+    let log = log2(shares);
     let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
     // The subtraction keeps 1024, which is exactly 100, from being rounded up to 101.
-    ((10f64.powf(exponent) - 1e-9).ceil() as u64).clamp(1, 10_000)
+    ((power_of_10(exponent) - 1e-9).ceil() as u64).clamp(1, 10_000)
+}
+
+// The mathematical library would be loaded at every start for these two alone.
+
+/// Base-2 logarithm of a number from 1 on: the exponent, and the series of artanh for the mantissa in [1, 2).
+fn log2(number: u64) -> f64 {
+    let exponent = number.ilog2();
+    let mantissa = number as f64 / (1u64 << exponent) as f64;
+    let z = (mantissa - 1.0) / (mantissa + 1.0);
+    let (mut power, mut sum) = (z, 0.0);
+    for odd in (1..40).step_by(2) {
+        sum += power / f64::from(odd);
+        power *= z * z;
+    }
+    f64::from(exponent) + 2.0 * sum / std::f64::consts::LN_2
+}
+
+/// 10 to a power in -1..5: the series of the exponential function for a sixteenth of it, squared four times.
+fn power_of_10(exponent: f64) -> f64 {
+    let x = exponent * std::f64::consts::LN_10 / 16.0;
+    let (mut term, mut sum) = (1.0, 1.0);
+    for n in 1..20 {
+        term *= x / f64::from(n);
+        sum += term;
+    }
+    (0..4).fold(sum, |value, _| value * value)
 }
 
 /// The budget that the OCI fields ask for, if they do.
@@ -150,6 +176,14 @@ mod tests {
         let mut last = 0;
         for shares in 2..=262_144 {
             assert!(weight(shares) >= last, "{shares}");
+            let log = (shares as f64).log2();
+            let exact = 10f64.powf((log * log + 125.0 * log) / 612.0 - 7.0 / 34.0);
+            assert!(exact < 1.0 || (super::power_of_10(exact.log10()) / exact - 1.0).abs() < 1e-12);
+            assert_eq!(
+                weight(shares),
+                ((exact - 1e-9).ceil() as u64).clamp(1, 10_000),
+                "{shares}"
+            );
             last = weight(shares);
         }
     }
