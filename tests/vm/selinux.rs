@@ -569,7 +569,7 @@ kind: Workload
 metadata: {name: writable}
 spec:
   image: berth-sample-busybox:latest
-  command: ["/bin/sh", "-c", "trap 'exit 0' TERM; cp /bin/busybox /made && /made echo ran; while :; do sleep 0.2; done"]
+  command: ["/bin/sh", "-c", "trap 'exit 0' TERM; cp /bin/busybox /echo && /echo ran; while :; do sleep 0.2; done"]
   profile: system
   cpus: shared
 "#;
