@@ -25,6 +25,7 @@ const RDT: &str = "Intel RDT is not supported";
 const MEMPOL: &str = "NUMA memory policies are not supported";
 const TIME: &str = "time namespaces are not supported";
 const LISTENER: &str = "seccomp notification is not supported";
+const EXEC: &str = "this runtime does not run further processes from the OCI command line";
 const IDMAP: &str = "idmapped mounts are not supported";
 const CONSOLE: &str = "terminals are not supported";
 const PERSONALITY: &str = "the specification defines no personality flags";
@@ -230,9 +231,9 @@ pub const FIELDS: &[(&str, Field)] = &[
     ("process.consoleSize.width", Refused(CONSOLE)),
     ("process.cwd", A),
     ("process.env", A),
-    ("process.execCPUAffinity", A),
-    ("process.execCPUAffinity.final", A),
-    ("process.execCPUAffinity.initial", A),
+    ("process.execCPUAffinity", Refused(EXEC)),
+    ("process.execCPUAffinity.final", Refused(EXEC)),
+    ("process.execCPUAffinity.initial", Refused(EXEC)),
     ("process.ioPriority", A),
     ("process.ioPriority.class", A),
     ("process.ioPriority.priority", A),
