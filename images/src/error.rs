@@ -218,7 +218,7 @@ impl ImageError {
             Self::Missing { .. } => "`berth image load FILE` makes it, or choose another --state-dir".into(),
             Self::Format { .. } => "choose another --state-dir, or load the images again into a new one".into(),
             Self::NotFound { known, .. } if known.is_empty() => "the store is empty: `berth image load FILE`".into(),
-            Self::NotFound { known, .. } => format!("the store has {}", known.join(", ")),
+            Self::NotFound { known, .. } => format!("`berth image load FILE`; the store has {}", known.join(", ")),
             Self::InUse { .. } => "stop the workloads that use it first".into(),
             Self::NotOci { hint, .. } => return hint.clone(),
             Self::Absent { .. } => "the archive is incomplete: write it again with all platforms it names".into(),
