@@ -4,12 +4,16 @@
 //! (host pids, host folders bound, CAP_SYS_ADMIN), so that the label alone is what denies; and where it can be,
 //! the same attempt is made with the label that allows it.
 
+mod bundle;
+mod daemons;
+
 use anyhow::{Context, Result, ensure};
 use berth_tests::vm::Vm;
 use libtest_mimic::Trial;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::{Guest, on_guest};
+use crate::Guest;
+use bundle::{Bundle, denials, denied};
 
 /// A pair of categories for most containers here, and another.
 const ONE: &str = "s0:c1,c2";
@@ -29,135 +33,14 @@ pub(crate) fn tests(guest: &Guest) -> Vec<Trial> {
         guest.test("the launcher's domain is enough, and no more", launcher),
         guest.test(
             "agent and launcher in their own domains: a pair for each container",
-            daemons,
+            daemons::daemons,
         ),
         guest.test(
             "a context that the policy lacks refuses the launch",
-            unknown_to_the_policy,
+            daemons::unknown_to_the_policy,
         ),
         guest.test("nothing is left", nothing_left),
     ]
-}
-
-/// A bundle in the guest.
-struct Bundle {
-    id: String,
-    dir: String,
-    level: String,
-    config: Value,
-}
-
-impl Bundle {
-    /// busybox in a root file system labelled for `level`, running `script` as `berth_container_t` at it.
-    fn new(id: &str, level: &str, script: &str) -> Bundle {
-        let mount = |to: &str, kind: &str, options: &[&str]| json!({"destination": to, "type": kind, "source": kind, "options": options});
-        let namespaces: Vec<Value> = ["mount", "uts", "ipc", "network", "cgroup"]
-            .iter()
-            .map(|t| json!({"type": t}))
-            .collect();
-        let caps = json!(["CAP_KILL", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_DAC_OVERRIDE"]);
-        let config = json!({
-            "ociVersion": "1.3.0",
-            "process": {
-                "terminal": false, "user": {"uid": 0, "gid": 0}, "args": ["/bin/sh", "-c", script],
-                "env": ["PATH=/bin"], "cwd": "/", "noNewPrivileges": true,
-                "capabilities": {"bounding": caps, "effective": caps, "permitted": caps},
-                "selinuxLabel": format!("system_u:system_r:berth_container_t:{level}"),
-            },
-            "root": {"path": "rootfs", "readonly": false},
-            "mounts": [
-                mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
-                mount("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=1m"]),
-                mount("/dev/shm", "tmpfs", &["nosuid", "nodev", "mode=1777", "size=1m"]),
-                mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
-            ],
-            "linux": {
-                "cgroupsPath": format!("/berth-selinux/{id}"), "namespaces": namespaces,
-                "mountLabel": format!("system_u:object_r:berth_container_file_t:{level}"),
-                "resources": {"devices": [{"allow": false, "access": "rwm"}], "pids": {"limit": 64}},
-            },
-        });
-        Bundle {
-            id: id.into(),
-            dir: format!("/srv/{id}"),
-            level: level.into(),
-            config,
-        }
-    }
-
-    fn bind(mut self, source: &str, to: &str) -> Bundle {
-        let bind = json!({"destination": to, "type": "bind", "source": source, "options": ["rbind", "rw"]});
-        if let Some(mounts) = self.config["mounts"].as_array_mut() {
-            mounts.push(bind);
-        }
-        self
-    }
-
-    fn below(mut self, dir: &str) -> Bundle {
-        self.dir = format!("{dir}/{}", self.id);
-        self
-    }
-
-    /// Write it into the guest.
-    fn install(&self, vm: &mut Vm) -> Result<()> {
-        let (dir, level, config) = (&self.dir, &self.level, &self.config);
-        vm.sh(&format!(
-            "mkdir -p {dir}/rootfs/bin && cd {dir}/rootfs && mkdir -p proc sys dev tmp mnt && cp /bin/busybox bin/ &&
-             for n in sh cat ls id mount kill echo sleep touch unshare grep; do ln -sf busybox bin/$n; done
-             chcon -R system_u:object_r:berth_container_file_t:{level} {dir}/rootfs
-             cat >{dir}/config.json <<'EOF'\n{config}\nEOF"
-        ))
-        .map(drop)
-    }
-
-    /// `berth oci run`, behind `prefix`: exit code and output. The bundle is removed.
-    fn run_behind(&self, vm: &mut Vm, prefix: &str) -> Result<(i32, String)> {
-        self.install(vm)?;
-        let (dir, id) = (&self.dir, &self.id);
-        // A pipe: the label has no right to the file that the guest's shell writes to.
-        vm.run(&format!(
-            "dmesg -c >/dev/null; set -o pipefail; {prefix} /usr/bin/berth oci --root /run/berth/oci run --bundle {dir} {id} 2>&1 </dev/null | cat
-             rc=$?; rm -rf {dir}; exit $rc"
-        ))
-    }
-
-    fn run(&self, vm: &mut Vm) -> Result<(i32, String)> {
-        self.run_behind(vm, "")
-    }
-
-    /// Run it to a good end.
-    fn good(&self, vm: &mut Vm) -> Result<String> {
-        let (code, output) = self.run(vm)?;
-        ensure!(code == 0, "{}: exit {code}:\n{output}\n{}", self.id, denials(vm)?);
-        Ok(output)
-    }
-}
-
-/// The denials since the last run, one a line.
-fn denials(vm: &mut Vm) -> Result<String> {
-    Ok(vm.run("dmesg | grep 'avc: *denied'")?.1)
-}
-
-/// A denial of `permission` on `class`, by a context that holds `source`, on one that holds `target`.
-fn denied(vm: &mut Vm, permission: &str, class: &str, source: &str, target: &str) -> Result<()> {
-    let all = denials(vm)?;
-    let found = all.lines().any(|line| {
-        let word = |key: &str| {
-            line.split(' ')
-                .find_map(|w| w.strip_prefix(key))
-                .unwrap_or_default()
-        };
-        line.contains(&format!(" {permission} "))
-            && word("tclass=") == class
-            && word("scontext=").contains(source)
-            && word("tcontext=").contains(target)
-            && word("permissive=") == "0"
-    });
-    ensure!(
-        found,
-        "no denial of {permission} on {class} by {source} on {target} in\n{all}"
-    );
-    Ok(())
 }
 
 fn node(vm: &mut Vm) -> Result<()> {
@@ -537,165 +420,6 @@ fn launcher(vm: &mut Vm) -> Result<()> {
         denied(vm, "entrypoint", "file", domain, "host_file_t")?;
     }
     Ok(())
-}
-
-const DOCUMENTS: &str = r#"
-apiVersion: berth/v1
-kind: Node
-metadata: {name: guest}
-spec:
-  cpus: {housekeeping: "0-1", isolated: "2-3"}
----
-apiVersion: berth/v1
-kind: Workload
-metadata: {name: shared}
-spec:
-  image: berth-sample-busybox:latest
-  command: ["/bin/sh", "-c", "trap 'exit 0' TERM; echo up; while :; do sleep 0.2; done"]
-  cpus: shared
----
-apiVersion: berth/v1
-kind: Workload
-metadata: {name: fifo}
-spec:
-  image: berth-sample-worker:latest
-  args: ["--period", "20ms"]
-  profile: realtime
-  cpus: 1
-  realtime: {scheduler: {policy: fifo, priority: 50}}
----
-apiVersion: berth/v1
-kind: Workload
-metadata: {name: writable}
-spec:
-  image: berth-sample-busybox:latest
-  command: ["/bin/sh", "-c", "trap 'exit 0' TERM; cp /bin/busybox /echo && /echo ran; while :; do sleep 0.2; done"]
-  profile: system
-  cpus: shared
-"#;
-
-/// Start one of berth's daemons in its domain.
-fn daemon(vm: &mut Vm, command: &str) -> Result<()> {
-    let domain = if command.starts_with("launcher") {
-        "berth_launcher_t"
-    } else {
-        "berth_agent_t"
-    };
-    vm.sh(&format!(
-        "(setsid runcon system_u:system_r:{domain}:s0-s0:c0.c1023 /usr/bin/berth {command} </dev/null 2>&1 | cat >>/run/berth-agent.log) &"
-    ))
-    .map(drop)
-}
-
-/// Pids of the launcher (not of its monitors).
-const LAUNCHERS: &str = "for p in /proc/[0-9]*; do [ \"$(cat $p/comm 2>/dev/null)\" = berth-launcher ] && echo ${p#/proc/}; done; true";
-
-fn daemons(vm: &mut Vm) -> Result<()> {
-    vm.sh("dmesg -c >/dev/null")?;
-    daemon(vm, "launcher")?;
-    vm.until(
-        "the launcher listens",
-        "[ -S /run/berth/launcher.sock ]",
-        crate::devices::LIMIT,
-    )?;
-    daemon(vm, "agent --launcher external")?;
-    vm.until("the agent answers", "berth ps", crate::devices::LIMIT)?;
-    on_guest::apply(vm, DOCUMENTS)?;
-    let mut contexts = Vec::new();
-    for workload in ["shared", "fifo", "writable"] {
-        let name = on_guest::running(vm, workload)?;
-        let pid = on_guest::in_phase(vm, workload, "running")?["pid"]
-            .as_i64()
-            .context("no pid")?;
-        let context = vm.sh(&format!("tr -d '\\0' </proc/{pid}/attr/current"))?;
-        let pair = context
-            .strip_prefix("system_u:system_r:berth_container_t:s0:")
-            .with_context(|| format!("{workload} is {context}"))?;
-        ensure!(pair.split(',').count() == 2, "{workload} is {context}");
-        let owner = vm.sh(&format!("readlink /run/berth/selinux/{pair}"))?;
-        ensure!(owner.trim() == name, "{pair} belongs to {owner}, not to {name}");
-        let proof = vm.sh(&format!("berth prove {name}"))?;
-        ensure!(proof.contains("lsm.label") && proof.contains(&context), "{proof}");
-        let shm = vm.sh(&format!("grep ' /dev/shm ' /proc/{pid}/mountinfo"))?;
-        ensure!(
-            shm.contains(&format!("berth_container_file_t:s0:{pair}")),
-            "no mount label: {shm}"
-        );
-        let inside = vm.sh(&format!(
-            "berth exec {name} cat /proc/self/attr/current 2>&1 | cat"
-        ));
-        if workload != "fifo" {
-            ensure!(inside?.contains(pair), "exec in {workload} has another context");
-        }
-        contexts.push(context);
-    }
-    vm.until(
-        "a program in the writable layer ran",
-        "berth logs writable | grep -q ran",
-        crate::devices::LIMIT,
-    )?;
-    contexts.sort();
-    contexts.dedup();
-    ensure!(
-        contexts.len() == 3,
-        "two containers have the same pair: {contexts:?}"
-    );
-
-    // A new launcher knows the pairs that are taken; an ended container's is free.
-    let before = vm.sh("ls /run/berth/selinux")?;
-    vm.sh(&format!("kill -9 $({LAUNCHERS})"))?;
-    daemon(vm, "launcher")?;
-    vm.until(
-        "the launcher is back",
-        "[ -S /run/berth/launcher.sock ] && berth ps",
-        crate::devices::LIMIT,
-    )?;
-    let after = vm.sh("ls /run/berth/selinux")?;
-    ensure!(before == after, "before:\n{before}after:\n{after}");
-    on_guest::delete(vm, DOCUMENTS)?;
-    for workload in ["shared", "fifo", "writable"] {
-        on_guest::gone(vm, workload)?;
-    }
-    vm.until(
-        "every pair is free",
-        "[ -z \"$(ls /run/berth/selinux)\" ]",
-        crate::devices::LIMIT,
-    )?;
-    let denials = denials(vm)?;
-    ensure!(
-        denials.is_empty(),
-        "berth was denied something it does:\n{denials}"
-    );
-    Ok(())
-}
-
-fn unknown_to_the_policy(vm: &mut Vm) -> Result<()> {
-    let document = "\
-apiVersion: berth/v1
-kind: SecurityProfile
-metadata: {name: absent}
-spec: {extends: strict, selinuxLabel: \"system_u:system_r:absent_t\"}
----
-apiVersion: berth/v1
-kind: Workload
-metadata: {name: absent}
-spec:
-  image: berth-sample-busybox:latest
-  profile: absent
-  cpus: shared
-";
-    on_guest::apply(vm, document)?;
-    vm.until(
-        "the launch is refused, and says why",
-        "berth ps | grep -q 'has no context system_u:system_r:absent_t:s0:c'",
-        crate::devices::LIMIT,
-    )?;
-    on_guest::delete(vm, document)?;
-    on_guest::gone(vm, "absent")?;
-    let taken = vm.sh("ls /run/berth/selinux")?;
-    ensure!(taken.is_empty(), "a refused container keeps its pair: {taken}");
-    vm.sh(&format!("kill $(pidof berth) $({LAUNCHERS}); sleep 1"))
-        .map(drop)
 }
 
 fn nothing_left(vm: &mut Vm) -> Result<()> {
