@@ -178,6 +178,12 @@ impl Agent {
                 } if awaited.contains(&id) => match *reply {
                     Reply::Status(status) => {
                         awaited.remove(&id);
+                        if let Some(wrong) = another_process(&status.boot_id, status.pid, status.start_time) {
+                            self.links.remove(&id);
+                            self.note(NoticeKind::Refused, &id, wrong);
+                            stale.push(id);
+                            continue;
+                        }
                         if let Some(link) = self.links.get_mut(&id) {
                             link.pidfd = fd;
                             link.expect.pop_front();
@@ -284,4 +290,35 @@ fn monitor_ids(folder: &Path) -> Vec<String> {
     names
         .filter_map(|name| name.strip_suffix(".sock").map(str::to_owned))
         .collect()
+}
+
+/// Why a monitor's account is not of a process that lives: another boot, or a pid that means another process by now. A
+/// process that has just ended is no contradiction: its end is reported next.
+fn another_process(boot_id: &str, pid: Option<i32>, start_time: Option<u64>) -> Option<String> {
+    let boot = berth_launcher::paths::boot_id().unwrap_or_default();
+    if boot_id != boot {
+        return Some(format!(
+            "its monitor speaks of boot {boot_id}, this is {boot}; not taken over"
+        ));
+    }
+    let (pid, told) = (pid?, start_time?);
+    let actual = berth_launcher::paths::start_time(pid).ok()?;
+    (actual != told)
+        .then(|| format!("pid {pid} began at tick {actual}, its monitor says {told}; not taken over"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::another_process;
+    use berth_launcher::paths;
+
+    #[test]
+    fn a_monitor_must_speak_of_the_process_that_lives() {
+        let own = i32::try_from(std::process::id()).unwrap();
+        let (boot, began) = (paths::boot_id().unwrap(), paths::start_time(own).unwrap());
+        assert_eq!(another_process(&boot, Some(own), Some(began)), None);
+        let wrong = another_process(&boot, Some(own), Some(began + 1));
+        assert!(wrong.is_some_and(|w| w.contains("not taken over")));
+        assert!(another_process("another", None, None).is_some());
+    }
 }
