@@ -26,7 +26,7 @@ Package: berth
 Version: $version
 Architecture: $arch
 Maintainer: berth maintainers <maintainers@berth.example>
-Depends: libc6 (>= 2.36), libgcc-s1, libseccomp2 (>= 2.5.4), libudev1 (>= 252)
+Depends: libc6 (>= 2.36), libudev1 (>= 252)
 Recommends: udev, systemd
 Section: admin
 Priority: optional
