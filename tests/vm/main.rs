@@ -5,6 +5,7 @@
 mod devices;
 mod journey;
 mod on_guest;
+mod realtime;
 mod selinux;
 
 use std::path::PathBuf;
@@ -151,6 +152,28 @@ fn main() -> ExitCode {
             tests.extend(journey::tests(&rt612));
             tests.extend(devices::tests(&rt612));
             tests.push(rt612.end());
+            let plain = Guest::new(Spec {
+                name: "rt-6.12-plain",
+                arch: "amd64",
+                kernel: "linux-image-6.12-rt-amd64",
+                flavour: "busybox",
+                isolcpus: "",
+                append: "",
+                qemu: &[],
+            });
+            tests.extend(realtime::partitions(&plain));
+            tests.push(plain.end());
+            let rt61 = Guest::new(Spec {
+                name: "rt-6.1",
+                arch: "amd64",
+                kernel: "linux-image-rt-amd64",
+                flavour: "busybox",
+                isolcpus: "2-3",
+                append: "",
+                qemu: &[],
+            });
+            tests.extend(realtime::before_remote(&rt61));
+            tests.push(rt61.end());
             let selinux = Guest::new(Spec {
                 name: "selinux",
                 arch: "amd64",
