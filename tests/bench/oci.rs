@@ -194,7 +194,7 @@ fn command(runtime: &Runtime, bundle: &Bundle, dir: &Path, tag: &str, round: usi
         }
     ));
     let mut command = Command::new(&runtime.program);
-    if runtime.program.ends_with("berth") {
+    if runtime.name.starts_with("berth") {
         command.arg("oci");
     }
     command
