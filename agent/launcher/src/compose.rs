@@ -129,7 +129,6 @@ pub fn compose(inputs: &Inputs<'_>) -> Result<Composed, Refusal> {
             },
             ..Extras::default()
         },
-        ..Extensions::default()
     };
     Ok(Composed {
         spec,
