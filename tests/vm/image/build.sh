@@ -24,7 +24,7 @@ kernel=$(apt-cache depends "$meta:$arch" 2>/dev/null | awk '$1=="Depends:" && $2
 [ -n "$kernel" ] || { say "no package $meta:$arch in the archive: run apt-get update (and dpkg --add-architecture $arch); no guest was built"; exit 1; }
 version=${kernel#linux-image-}
 policy=$here/../../../policies/selinux
-case $flavour in *-selinux) sources=("$here"/* "$policy"/*) ;; *) sources=("$here"/*) ;; esac
+case $flavour in *-selinux) sources=("$here"/* "$policy"/*.cil "$policy"/{Makefile,file_contexts}) ;; *) sources=("$here"/*) ;; esac
 stamp="$version $(cat "${sources[@]}" | sha256sum | cut -c1-16)"
 if [ "$(cat "$img/stamp" 2>/dev/null)" = "$stamp" ]; then say "$arch $version is built already"; exit 0; fi
 say "building $arch guest with $kernel and $flavour init"
