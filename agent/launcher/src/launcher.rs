@@ -1,7 +1,7 @@
 //! The launcher: listens on RUN/launcher.sock, checks requests, forks monitors.
 //!
 //! Invariants: one process, one thread, one poll loop; only uid 0 is heard; no request is carried out that
-//! [`crate::check`] and [`Launcher::judge`] did not accept; every security setting comes from the profile that
+//! [`crate::check`] and `Launcher::judge` did not accept; every security setting comes from the profile that
 //! was resolved here. Monitors are watched by pidfd, those forked here and those found at start alike: when one
 //! dies, its container is killed (its first process was already, by the kernel) and swept. SIGTERM and SIGINT
 //! end the launcher and touch no monitor.

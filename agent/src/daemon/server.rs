@@ -1,7 +1,7 @@
 //! RUN/api.sock: accepts, checks who it is, reads bounded lines, passes requests to the queue and answers back.
 //!
 //! Invariants: root alone (socket 0600, and the peer's uid); at most [`MAX_CONNECTIONS`]; a request line has at
-//! most [`MAX_LINE`](crate::api::MAX_LINE) bytes; one request at a time on a connection.
+//! most [`MAX_LINE`] bytes; one request at a time on a connection.
 
 use std::io;
 use std::os::fd::AsFd;
