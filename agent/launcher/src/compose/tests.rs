@@ -229,6 +229,7 @@ fn resources_mounts_and_extensions() {
         "the profile's root is read-only"
     );
     assert!(extensions.die_with_parent && extensions.require_isolated && extensions.report_isolation);
+    assert_eq!(extensions.cgroup.isolate, berth_rt::cgroup::Isolate::Must);
     assert_eq!(extensions.timer_slack_ns, Some(1));
 }
 
