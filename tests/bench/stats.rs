@@ -126,26 +126,27 @@ impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{:<52} {:>4} {:>9} {:>9} {:>9}  {:<26} {:>22} {:>8}",
-            "what", "n", "median", "min", "p99", "beside", "ratio (95 %)", "bound"
+            "{:<52} {:>4} {:>9} {:>9} {:>9}  {:<30} {:>22} {:>8} {:>8}",
+            "what", "n", "median", "min", "p99", "beside: median (min)", "ratio (95 %)", "of mins", "bound"
         )?;
         for row in &self.0 {
-            let (beside, ratio) = match &row.peer {
+            let (beside, ratio, minima) = match &row.peer {
                 Some((name, peer)) => {
                     let (low, high) = row.sample.ratio_interval(peer);
                     (
-                        format!("{name} {:.2}", peer.median()),
+                        format!("{name} {:.2} ({:.2})", peer.median(), peer.min()),
                         format!("{:.3} ({low:.3}–{high:.3})", row.figure()),
+                        format!("{:.3}", row.sample.min() / peer.min()),
                     )
                 }
-                None => (String::new(), String::new()),
+                None => (String::new(), String::new(), String::new()),
             };
             let bound = row.bound.map_or(String::new(), |b| {
                 format!("≤ {b}{}", if row.holds() { "" } else { " MISSED" })
             });
             writeln!(
                 f,
-                "{:<52} {:>4} {:>9.2} {:>9.2} {:>9.2}  {beside:<26} {ratio:>22} {bound:>8}  {}",
+                "{:<52} {:>4} {:>9.2} {:>9.2} {:>9.2}  {beside:<30} {ratio:>22} {minima:>8} {bound:>8}  {}",
                 row.name,
                 row.sample.0.len(),
                 row.sample.median(),
