@@ -19,7 +19,7 @@ const LOG_MAX: u64 = 8 << 20;
 
 /// Keys of [`LaunchRequest::notes`]. They outlive the agent: names are only added, never changed.
 pub(crate) mod notes {
-    /// [`Slot`](super::instance::Slot) as JSON.
+    /// The slot as JSON.
     pub(crate) const SLOT: &str = "slot";
     /// [`Instance::name`](super::Instance).
     pub(crate) const NAME: &str = "name";
