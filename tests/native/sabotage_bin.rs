@@ -11,7 +11,7 @@ use std::process::{Command, ExitCode};
 const LOAD: u16 = 0x20;
 const JUMP_EQUAL: u16 = 0x15;
 const RETURN: u16 = 0x06;
-/// offsetof(struct seccomp_data, nr) and the low half of args[0] (little endian on both architectures).
+/// offsetof(struct seccomp_data, nr) and the low half of the first argument (little endian on both architectures).
 const NUMBER: u32 = 0;
 const ARG0: u32 = 16;
 
