@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 pub struct Hook {
     /// Program, absolute.
     pub path: PathBuf,
-    /// Arguments with argv[0]; empty: the path alone.
+    /// Arguments with the program itself first; empty: the path alone.
     #[serde(default)]
     pub args: Vec<String>,
     /// Environment; `None`: that of the runtime.

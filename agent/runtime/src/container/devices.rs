@@ -146,7 +146,7 @@ impl Container {
     /// Move a network interface of the caller's namespace into the container's, rename it there and bring it up.
     ///
     /// # Errors
-    /// [`NetError`] with the interface's name.
+    /// `NetError` with the interface's name.
     pub fn move_interface_in(&mut self, interface: &Interface) -> Result<(), ContainerError> {
         if !self.alive() {
             return Err(self.not_running());
@@ -157,7 +157,7 @@ impl Container {
     /// Name and index of every interface in the container's network namespace.
     ///
     /// # Errors
-    /// [`NetError`].
+    /// `NetError`.
     pub fn interfaces_inside(&self) -> Result<Vec<(String, u32)>, ContainerError> {
         if !self.alive() {
             return Err(self.not_running());
