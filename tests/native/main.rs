@@ -7,6 +7,7 @@ mod bundle;
 mod commands;
 mod crash;
 mod cycles;
+mod docs;
 mod drift;
 mod journey;
 mod oci;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
             refusals::tests,
             crash::tests,
             cycles::tests,
+            docs::tests,
         ] {
             tests.extend(module());
         }
