@@ -23,6 +23,9 @@ impl State {
         instance.pid = None;
         instance.start_time = None;
         instance.drift.clear();
+        // Its interface goes and comes with its containers: what was given up must not begin anew for that. A card
+        // that is really plugged again has another index, so another slot.
+        let comes_back = instance.device.as_ref().is_some_and(|d| d.interface.is_some());
         if let Some(key) = instance.holds.take() {
             out.push(Effect::Unhold(key));
         }
@@ -73,6 +76,9 @@ impl State {
                     restart.limit, restart.window
                 );
                 out.push(Effect::note(NoticeKind::GaveUp, &name, text.clone()));
+                if comes_back {
+                    past.until = self.now.saturating_add(window);
+                }
                 gave_up = Some(text);
                 Phase::Failed
             }

@@ -159,6 +159,11 @@ fn a_crash_loop_is_seen_through_the_interface_coming_and_going() {
     w.up("net-n7");
     w.down("net-n7", 1);
     assert_eq!(w.phase("net-n7"), "failed");
+    // Given up is given up: the interface that comes back late is no new device.
+    w.unplug("n7");
+    assert_eq!(w.plug("n7", "card", ""), Vec::<String>::new());
+    assert_eq!(w.phase("net-n7"), "backoff");
+    assert_eq!(w.later(5_000), Vec::<String>::new());
 }
 
 #[test]
