@@ -7,6 +7,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
+/// What every folder, cgroup and container of a test has in its name.
+const OURS: [&str; 2] = ["berth-test-", "berth-oci-"];
+
+fn ours(text: &str) -> bool {
+    OURS.iter().any(|mark| text.contains(mark))
+}
+
 /// Everything a container could leave.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
@@ -22,10 +29,10 @@ impl Snapshot {
     pub fn take() -> Result<Snapshot> {
         let mut cgroups = BTreeSet::new();
         folders(Path::new("/sys/fs/cgroup"), &mut cgroups);
-        cgroups.retain(|c| c.contains("berth"));
+        cgroups.retain(|c| ours(c));
         let mounts = fs::read_to_string("/proc/self/mounts")?
             .lines()
-            .filter(|line| line.contains("berth"))
+            .filter(|line| ours(line))
             .map(String::from)
             .collect();
         let (mut processes, mut namespaces) = (BTreeSet::new(), BTreeSet::new());
@@ -34,15 +41,12 @@ impl Snapshot {
             let Some(pid) = name.to_str().filter(|n| n.bytes().all(|b| b.is_ascii_digit())) else {
                 continue;
             };
-            let comm = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-            let cgroup = fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
-            if comm.starts_with("berth-l")
-                || comm.starts_with("berth-m")
-                || comm.trim() == "berth"
-                || cgroup.contains("berth")
-            {
-                processes.insert(format!("{pid} {}", comm.trim()));
+            let read = |file: &str| fs::read(entry.path().join(file)).unwrap_or_default();
+            let words = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
+            if !ours(&words) && !ours(&String::from_utf8_lossy(&read("cgroup"))) {
+                continue;
             }
+            processes.insert(format!("{pid} {words}"));
             for ns in ["mnt", "net", "pid", "ipc", "uts", "cgroup"] {
                 if let Ok(link) = fs::read_link(entry.path().join("ns").join(ns)) {
                     namespaces.insert(link.display().to_string());
@@ -55,7 +59,7 @@ impl Snapshot {
             .flatten()
             .flatten()
             .map(|entry| entry.path().display().to_string())
-            .filter(|path| path.contains("berth"))
+            .filter(|path| ours(path))
             .collect();
         Ok(Snapshot {
             cgroups,
