@@ -80,7 +80,7 @@ impl Store {
                 .map_err(io_error("stat", &path))?
                 .is_dir();
             let removed = if is_dir {
-                fs::remove_dir_all(&path)
+                crate::remove::remove_tree(&path)
             } else {
                 fs::remove_file(&path)
             };

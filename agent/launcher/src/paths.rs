@@ -82,12 +82,12 @@ pub fn make_dir(folder: &Path, mode: u32) -> io::Result<()> {
         .map_err(|e| named(folder, e))
 }
 
-/// Removes a folder with all in it; one that is not there is no error.
+/// Removes a folder with all in it, however deep a container made it; one that is not there is no error.
 ///
 /// # Errors
 /// The kernel's, with the path.
 pub fn remove_tree(folder: &Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(folder) {
+    match berth_images::remove_tree(folder) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(named(folder, e)),
         _ => Ok(()),
     }
