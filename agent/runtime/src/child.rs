@@ -69,6 +69,9 @@ fn set_up(recipe: &Recipe, ends: &Ends<'_>) -> Result<Infallible, Failure> {
     let mut buffer = vec![0u8; report::LONGEST];
     // While it is being made, a container must not outlive its maker.
     sys::set_parent_death_signal(libc::SIGKILL).step("set parent death signal", "")?;
+    // Until its exec this is the runtime's own program: who shares the pid namespace must not get at it by
+    // /proc/PID/exe.
+    sys::set_not_dumpable().step("make undumpable", "")?;
     for (target, fd) in ends.stdio.iter().enumerate() {
         sys::dup_onto(*fd, target as RawFd).step("standard streams", "")?;
     }

@@ -433,6 +433,35 @@ fn namespaces_are_joined_by_path() {
 }
 
 #[test]
+fn who_shares_the_pid_namespace_never_gets_at_the_runtimes_program() {
+    let look = "for p in /proc/[0-9]*; do echo $p $(readlink $p/exe); done; echo looked";
+    let a = Bundle::new(&format!("while :; do {look}; sleep 0.05; done"));
+    assert!(a.create().0);
+    let pid = a.state()["pid"].as_i64().unwrap();
+    assert!(a.oci(&["start", &a.id]).status.success());
+    let mut b = Bundle::new("true");
+    b.set("/hostname", json!(null));
+    b.set(
+        "/linux/namespaces",
+        json!([{"type": "mount"}, {"type": "pid", "path": format!("/proc/{pid}/ns/pid")}]),
+    );
+    assert!(b.create().0);
+    let log = a.dir.join("out");
+    let looks = || fs::read_to_string(&log).unwrap().matches("looked").count();
+    let (before, since) = (looks(), std::time::Instant::now());
+    while looks() < before + 2 {
+        assert!(since.elapsed().as_secs() < 30, "it does not look");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let text = fs::read_to_string(&log).unwrap();
+    let seen: Vec<&str> = text.lines().filter(|l| l.ends_with("/oci")).collect();
+    assert!(
+        seen.is_empty(),
+        "/proc/PID/exe of a process before its exec: {seen:?}"
+    );
+}
+
+#[test]
 fn network_interfaces_move_in_under_their_new_name() {
     let name = format!("bv{}", std::process::id() % 100_000);
     let ip = |args: &[&str]| Command::new("ip").args(args).status().is_ok_and(|s| s.success());
