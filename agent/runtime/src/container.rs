@@ -404,7 +404,7 @@ impl Container {
 }
 
 /// Wait until the process of a pidfd has ended.
-fn ended(pidfd: BorrowedFd<'_>, limit: Duration) -> bool {
+pub(crate) fn ended(pidfd: BorrowedFd<'_>, limit: Duration) -> bool {
     let end = Instant::now() + limit;
     loop {
         let left = end.saturating_duration_since(Instant::now());

@@ -2,15 +2,18 @@
 //! credentials and filter.
 //!
 //! Invariants: it is a child of the caller; it is not dumpable from before it joins until exec, so that nothing in
-//! the container can trace it meanwhile; a failure before exec comes back with step, path and errno.
+//! the container can trace it meanwhile; it can be stopped from in there, so the caller waits [`PATIENCE`] and no
+//! longer; a failure before exec comes back with step, path and errno.
 
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::stat::{Mode, umask};
@@ -25,6 +28,10 @@ use crate::report::{self, Failure, Step, Up};
 use crate::rootfs::PROC_MAGIC;
 use crate::seccomp::Filter;
 use crate::sys::process::{self as sys, CloneArgs, Cloned};
+
+/// Longest time from the clone to the exec. A process of the container with the same user id can stop the new one
+/// (kill(2) asks for no more), and a real-time thread can keep it from its core.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -66,6 +73,9 @@ pub enum ExecError {
         /// The cause.
         source: io::Error,
     },
+    /// Something in the container keeps the new process from its exec; it was killed.
+    #[error("exec: the new process did not get to its program in {} s", PATIENCE.as_secs())]
+    Late,
     /// A step inside the new process.
     #[error(transparent)]
     Inside(#[from] Failure),
@@ -76,6 +86,9 @@ impl ExecError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Inside(failure) => failure.hint(),
+            Self::Late => Some(
+                "a process of the container stops it, or keeps it from its core: stop the container".into(),
+            ),
             _ => None,
         }
     }
@@ -137,6 +150,7 @@ impl Container {
             let join = Join {
                 pidfd,
                 users: self.record.promise.uid_map.is_some(),
+                oom_score_adj: self.record.promise.oom_score_adj,
                 entries: &entries,
             };
             let Err(failure) = enter(&join, &process, words.filter.as_ref(), stdio, &theirs);
@@ -149,6 +163,14 @@ impl Container {
             Cloned::Parent(pid, pidfd) => (pid, pidfd),
             Cloned::Child => sys::exit_now(127),
         };
+        if !told(&ours).map_err(call("poll"))? {
+            let _ = sys::pidfd_signal(child.as_fd(), libc::SIGKILL); // it is ending anyway
+            // One that is frozen ends, and is reaped by the caller, once it is thawed.
+            if crate::container::ended(child.as_fd(), Duration::from_millis(500)) {
+                reap(pid);
+            }
+            return Err(ExecError::Late);
+        }
         let mut buffer = vec![0u8; 16 * 1024];
         // The socket closes at exec.
         match report::receive(&ours, &mut buffer)
@@ -167,6 +189,19 @@ impl Container {
                     _ => Err(ExecError::Request("the new process sent something unknown")),
                 }
             }
+        }
+    }
+}
+
+/// Has the new process said something, or closed its end, in time?
+fn told(socket: &OwnedFd) -> Result<bool, Errno> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
+            Err(Errno::EINTR) => {}
+            other => return other.map(|n| n > 0),
         }
     }
 }
@@ -204,6 +239,7 @@ fn join_words(words: &Process, request: &ExecRequest) -> Result<Process, ExecErr
 struct Join<'a> {
     pidfd: &'a OwnedFd,
     users: bool,
+    oom_score_adj: Option<i32>,
     entries: &'a [PathBuf],
 }
 
@@ -220,6 +256,11 @@ fn enter(
         sys::dup_onto(*fd, target as RawFd).step("standard streams", "")?;
     }
     setsid().step("setsid", "")?;
+    if let Some(score) = join.oom_score_adj {
+        // The caller's own may spare it from the kernel's memory killer.
+        let file = "/proc/self/oom_score_adj";
+        std::fs::write(file, score.to_string()).step("set oom_score_adj", file)?;
+    }
     for file in join.entries {
         std::fs::write(file, "0").step("enter cgroup", file)?;
     }

@@ -212,6 +212,7 @@ fn timer_slack_is_the_childs_and_not_the_callers() {
 fn joined_processes_have_the_containers_credentials() {
     let mut b = Bundle::new("echo up; exec sleep 1000");
     b.set("/linux/seccomp", json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["syslog"], "action": "SCMP_ACT_ERRNO"}]}));
+    b.set("/process/oomScoreAdj", json!(321));
     let mut made = make(&b, &Extensions::default());
     made.container.start(None).unwrap();
     assert_eq!(made.line(), "up");
@@ -235,6 +236,8 @@ fn joined_processes_have_the_containers_credentials() {
     let wanted =
         "edge\n/tmp\njoined\nsleep\nCapBnd:\t0000000000000420\nNoNewPrivs:\t1\nSeccomp:\t2\n0\n1\n2\n3\n";
     assert_eq!(text, wanted);
+    let (text, _) = run("cat /proc/self/oom_score_adj");
+    assert_eq!(text, "321\n", "not the caller's");
     let (text, status) = run("cat /proc/self/cgroup; exit 5");
     assert!(
         matches!(status, nix::sys::wait::WaitStatus::Exited(_, 5)),
@@ -250,6 +253,37 @@ fn joined_processes_have_the_containers_credentials() {
         error.to_string().contains("`no-such`") && error.to_string().contains("not found in $PATH"),
         "{error}"
     );
+    made.container.signal(libc::SIGKILL).unwrap();
+    made.finish(&b);
+}
+
+fn a_container_cannot_hold_up_who_joins_a_process_to_it() {
+    let b = Bundle::new("echo up; while :; do kill -STOP -1; done");
+    let mut made = make(&b, &Extensions::default());
+    made.container.start(None).unwrap();
+    assert_eq!(made.line(), "up");
+    let mut late = 0;
+    for _ in 0..3 {
+        let (_, write) = pipe();
+        let args = vec!["/bin/true".to_owned()];
+        let request = ExecRequest {
+            args,
+            ..ExecRequest::default()
+        };
+        match made.container.exec(request, stdio(write)) {
+            Ok(exec) => {
+                // It may be stopped by now. One that is not reaped keeps the namespace.
+                let pid = nix::unistd::Pid::from_raw(exec.pid);
+                nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL).unwrap();
+                nix::sys::wait::waitpid(pid, None).unwrap();
+            }
+            Err(error) => {
+                late += 1;
+                assert!(error.hint().is_some(), "{error}");
+            }
+        }
+    }
+    assert!(late > 0, "it was never stopped: this shows nothing");
     made.container.signal(libc::SIGKILL).unwrap();
     made.finish(&b);
 }
@@ -465,6 +499,7 @@ fn main() {
         a_process_that_is_traced_already_is_refused,
         timer_slack_is_the_childs_and_not_the_callers,
         joined_processes_have_the_containers_credentials,
+        a_container_cannot_hold_up_who_joins_a_process_to_it,
         devices_come_and_go,
         interfaces_move_into_a_running_container,
         frozen_containers_stand_still,
