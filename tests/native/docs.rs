@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use berth_tests::agent::{Agent, workspace};
@@ -16,6 +17,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         test("docs::every metric of a scrape is in metrics.md", metrics),
         test("docs::every command is in commands.md", commands),
         test("docs::every shipped profile is in profiles.md", profiles),
+        test("docs::every test that SPECIFICATION names exists", specification),
     ]
 }
 
@@ -90,4 +92,54 @@ fn profiles() -> Result<()> {
         );
     }
     agent.finish()
+}
+
+/// Everything in the Rust files below `folder`, one after the other.
+fn sources(folder: &Path, text: &mut String) -> Result<()> {
+    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let path = entry?.path();
+        if path.is_dir() {
+            sources(&path, text)?;
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            text.push_str(&fs::read_to_string(&path)?);
+        }
+    }
+    Ok(())
+}
+
+/// `native NAME`, `vm GUEST::NAME` (each also `BEGINNING…*`) and `unit CRATE FUNCTION`, in backticks.
+fn specification() -> Result<()> {
+    let path = workspace().join("docs/SPECIFICATION.md");
+    let page = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let code = |folder: &str| {
+        let mut text = String::new();
+        sources(&workspace().join(folder), &mut text).map(|()| text)
+    };
+    let (native, vm) = (code("tests/native")?, code("tests/vm")?);
+    let rows = page.lines().filter(|line| line.starts_with('|'));
+    let (mut count, mut absent) = (0, Vec::new());
+    for name in rows.flat_map(|row| row.split('`').skip(1).step_by(2)) {
+        let (kind, test) = name.split_once(' ').unwrap_or((name, ""));
+        let begins = |test: &str| test.strip_suffix("…*").map(|start| format!("\"{start}"));
+        let there = match kind {
+            "native" => native.contains(&begins(test).unwrap_or_else(|| format!("\"{test}\""))),
+            "vm" => {
+                let (guest, test) = test.split_once("::").unwrap_or((test, ""));
+                let test = begins(test).unwrap_or_else(|| format!("\"{test}\""));
+                vm.contains(&format!("name: \"{guest}\"")) && vm.contains(&test)
+            }
+            "unit" => {
+                let (folder, function) = test.split_once(' ').unwrap_or((test, ""));
+                code(folder)?.contains(&format!("fn {function}("))
+            }
+            _ => continue,
+        };
+        count += 1;
+        if !there {
+            absent.push(name);
+        }
+    }
+    ensure!(count > 100, "SPECIFICATION names {count} tests only");
+    ensure!(absent.is_empty(), "not there: {absent:#?}");
+    Ok(())
 }
