@@ -41,7 +41,7 @@ pub struct Inputs<'a> {
     pub cgroup_parent: &'a str,
     /// Folder for a writable root's own files.
     pub storage: &'a Path,
-    /// Host paths of the request's mounts, with links followed, in their order.
+    /// Host paths of the request's mounts, without a link in them, in their order.
     pub sources: &'a [PathBuf],
     /// oom_score_adj every container starts with.
     pub oom_score_adj: i32,
@@ -118,6 +118,7 @@ pub fn compose(inputs: &Inputs<'_>) -> Result<Composed, Refusal> {
         scheduler: request.scheduler,
         affinity: Some(cpus),
         die_with_parent: true,
+        plain_sources: true,
         report_isolation: !request.placement.shared,
         interfaces: request.interfaces.iter().map(interface).collect(),
         require_isolated: request.placement.require_isolated,

@@ -237,6 +237,8 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
     let unknown = format!("sha256:{}", "0".repeat(64));
     let link = rig.temp.path().join("link");
     std::os::unix::fs::symlink("/", &link).unwrap();
+    let other = rig.temp.path().join("other");
+    std::os::unix::fs::symlink("/usr", &other).unwrap();
     let mount = |source: &Path| json!([{"source": source, "destination": "/data", "read_only": true}]);
     let cases = [
         (
@@ -254,6 +256,11 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
             "placement.cpus 4000: this node has",
         ),
         (json!({"mounts": mount(&link)}), "request", "the host's root"),
+        (
+            json!({"mounts": mount(&other)}),
+            "request",
+            "through a symbolic link",
+        ),
         (
             json!({"mounts": mount(&rig.run())}),
             "request",

@@ -47,6 +47,8 @@ pub struct Extensions {
     pub require_isolated: bool,
     /// The container is killed when the process that created it ends.
     pub die_with_parent: bool,
+    /// No symbolic link is followed on the way to the source of a bind mount.
+    pub plain_sources: bool,
     /// Network interfaces moved in at create.
     pub interfaces: Vec<Interface>,
 }

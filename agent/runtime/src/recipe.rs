@@ -17,6 +17,8 @@ pub(crate) struct Recipe {
     /// `MS_SHARED`, … and whether recursively.
     pub(crate) propagation: Option<(u64, bool)>,
     pub(crate) mounts: Vec<Mount>,
+    /// No link is followed on the way to the source of a bind mount.
+    pub(crate) plain_sources: bool,
     pub(crate) devices: Vec<Node>,
     /// Nodes are bind mounts of the host's (user namespaces).
     pub(crate) bind_devices: bool,

@@ -68,6 +68,17 @@ fn adjust(mount: BorrowedFd<'_>, o: &Options, own_flags: bool, path: &Path) -> R
     Ok(())
 }
 
+/// A detached copy of what is to be bound.
+fn source(recipe: &Recipe, path: &Path, recursive: bool) -> Result<OwnedFd, Errno> {
+    if !recipe.plain_sources {
+        return sys::clone_tree(AT_FDCWD, path, recursive);
+    }
+    // The path was judged without links: one that is there now was put there since.
+    let host = open_dir(Path::new("/"))?;
+    let found = open_below(host.as_fd(), path, O_PATH, Resolve::NoLinks)?;
+    sys::clone_tree(found.as_fd(), Path::new(""), recursive)
+}
+
 impl<'a> Rootfs<'a> {
     /// Clone the sources, cut the host off from what follows, and attach the root.
     pub(crate) fn begin(recipe: &'a Recipe) -> Result<Self, Failure> {
@@ -75,8 +86,7 @@ impl<'a> Rootfs<'a> {
         for mount in &recipe.mounts {
             trees.push(match mount.options.bind {
                 Some(recursive) => {
-                    let tree =
-                        sys::clone_tree(AT_FDCWD, &mount.source, recursive).step("bind", &mount.source)?;
+                    let tree = source(recipe, &mount.source, recursive).step("bind", &mount.source)?;
                     if mount.options.propagation.is_empty() {
                         sys::set_attributes(tree.as_fd(), true, 0, 0, libc::MS_SLAVE)
                             .step("mount propagation", &mount.source)?;

@@ -127,6 +127,37 @@ fn layers_are_stacked_and_only_the_upper_is_written() {
     }
 }
 
+fn a_link_put_in_the_place_of_a_mounts_source_is_refused() {
+    let mut b = Bundle::new("cat /tmp/file");
+    let (seen, link) = (b.dir.join("seen"), b.dir.join("link"));
+    fs::create_dir(&seen).unwrap();
+    fs::write(seen.join("file"), "content\n").unwrap();
+    std::os::unix::fs::symlink(&seen, &link).unwrap();
+    for (source, plain_sources) in [(&link, false), (&seen, true), (&link, true)] {
+        let bind = json!([{"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
+            {"destination": "/tmp", "type": "bind", "source": source, "options": ["rbind", "ro"]}]);
+        b.set("/mounts", bind);
+        let extensions = Extensions {
+            plain_sources,
+            ..Extensions::default()
+        };
+        if source == &link && plain_sources {
+            let (_, write) = pipe();
+            let error = plan(&b, &extensions).create(stdio(write)).unwrap_err();
+            let CreateCause::Inside(failure) = &error.cause else {
+                panic!("{error}")
+            };
+            assert_eq!(failure.errno, nix::errno::Errno::ELOOP, "{error}");
+            b.assert_nothing_left();
+        } else {
+            let mut made = make(&b, &extensions);
+            made.container.start(None).unwrap();
+            assert_eq!(made.finish(&b), "content\n");
+        }
+    }
+}
+
 fn an_armed_container_takes_its_arguments_at_start() {
     let b = Bundle::new("echo never");
     let mut made = make(&b, &Extensions::default());
@@ -494,6 +525,7 @@ fn main() {
     }
     let all = cases![
         layers_are_stacked_and_only_the_upper_is_written,
+        a_link_put_in_the_place_of_a_mounts_source_is_refused,
         an_armed_container_takes_its_arguments_at_start,
         what_changed_behind_our_back_fails_the_start,
         a_process_that_is_traced_already_is_refused,

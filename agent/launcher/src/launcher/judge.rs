@@ -149,7 +149,8 @@ impl Launcher {
         }
     }
 
-    /// The mounts' sources with every link followed, none of them a path no container may see.
+    /// The mounts' sources, none of them a path no container may see, and none reached through a symbolic link: who
+    /// may write where the link lies (another container, for one) decides what it leads to.
     fn sources(&self, request: &LaunchRequest) -> Result<Vec<PathBuf>, Refusal> {
         let real = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let own = [
@@ -168,6 +169,13 @@ impl Launcher {
                     "mount source {shown} ({}): {reason}",
                     source.display()
                 )));
+            }
+            if source != mount.source {
+                return Err(refusal(
+                    "request",
+                    format!("mount source {shown} is reached through a symbolic link"),
+                    Some(format!("name {} itself", source.display())),
+                ));
             }
             sources.push(source);
         }

@@ -92,6 +92,7 @@ pub(super) fn write(
             }),
         oom_score_adj: process::oom_score(words)?,
         die_with_parent: extensions.die_with_parent,
+        plain_sources: extensions.plain_sources,
         hooks_before_pivot: hooks
             .is_some_and(|h| h.create_container().as_ref().is_some_and(|c| !c.is_empty())),
         hooks_outside: hooks.is_some_and(|h| {
