@@ -26,7 +26,13 @@ pub enum WriteError {
 pub fn to_yaml<T: Serialize>(value: &T) -> Result<String, WriteError> {
     let mut value = serde_yaml::to_value(value)?;
     drop_absent(&mut value);
-    Ok(serde_yaml::to_string(&value)?)
+    let text = serde_yaml::to_string(&value)?;
+    // The writer takes these three for line breaks and folds at them; to YAML 1.2 and its readers they are text. JSON is
+    // YAML too, and says them without folding.
+    if text.contains(['\u{85}', '\u{2028}', '\u{2029}']) {
+        return Ok(serde_json::to_string_pretty(&value)? + "\n");
+    }
+    Ok(text)
 }
 
 fn drop_absent(value: &mut serde_yaml::Value) {

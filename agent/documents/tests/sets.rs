@@ -338,3 +338,11 @@ proptest! {
         prop_assert_eq!(size.to_string().parse::<Size>().unwrap(), size);
     }
 }
+
+#[test]
+fn line_breaks_of_other_alphabets_are_text() {
+    let text = "apiVersion: berth/v1\nkind: Workload\nmetadata: {name: a}\nspec: {image: a, args: [\"x\u{2028}y\", \"\u{85}\", \"\u{2029}z\"], cpus: shared}\n";
+    let set = read(text);
+    let again = read(&set.to_yaml().unwrap());
+    assert_eq!(again.to_json().unwrap(), set.to_json().unwrap());
+}
