@@ -213,6 +213,9 @@ pub fn main(config: LauncherConfig) -> Result<(), LauncherError> {
     };
     launcher.adopt();
     eprintln!("berth launcher: serving {}", socket.display());
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        eprintln!("berth launcher: the service manager was not told: {error} (NOTIFY_SOCKET)");
+    }
     launcher.serve();
     // The next launcher replaces the socket: between the two, nobody is there.
     drop(paths::remove_file(&socket));
