@@ -4,6 +4,10 @@ SHELL := /bin/bash
 SAMPLES := target/samples
 BERTH := target/release/berth
 
+# Property tests draw the same cases each time: what they find must not fail somebody else's change. `make test-long`
+# draws new ones.
+export PROPTEST_RNG_SEED ?= 20261121
+
 .PHONY: help setup build samples run test test-unit test-native vm test-long check bench cross deb clean
 
 help: ## this list
@@ -37,7 +41,7 @@ vm: samples ## the guests: PREEMPT_RT, cgroup v2, real hotplug
 	cargo test --locked -p berth-tests --test vm
 
 test-long: ## the same tests with more rounds
-	BERTH_ROUNDS=10 $(MAKE) test
+	PROPTEST_RNG_SEED=$$RANDOM PROPTEST_CASES=2000 BERTH_ROUNDS=10 $(MAKE) test
 
 bench: samples ## every figure of docs/SPECIFICATION.md, beside its peer, in one run
 	@.ci/setup bench

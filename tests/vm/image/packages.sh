@@ -6,7 +6,7 @@ ROOT_PACKAGES="busybox-static kmod libkmod2 udev libudev1 libc6 libgcc-s1 libblk
  libuuid1 libtinfo6 libcap2-bin zlib1g libcrypt1"
 
 # What a guest with systemd as PID 1 has more; dpkg, so that it can install and upgrade the package.
-SYSTEMD_PACKAGES="systemd libsystemd-shared libsystemd0 systemd-sysv dbus libdbus-1-3 libapparmor1 libaudit1 libcap-ng0
+SYSTEMD_PACKAGES="libc-bin systemd libsystemd-shared libsystemd0 systemd-sysv dbus libdbus-1-3 libapparmor1 libaudit1 libcap-ng0
  libcryptsetup12 libfdisk1 libip4tc2 liblz4-1 libpam0g libgcrypt20 libgpg-error0 libdevmapper1.02.1 libjson-c5
  libargon2-1 libp11-kit0 libidn2-0 libunistring2 libffi8 libexpat1 mount dpkg libmd0 tar libbz2-1.0 coreutils libgmp10 bash
  login passwd libpam-modules libpam-runtime"
