@@ -40,7 +40,8 @@ pub enum LauncherRequest {
 }
 
 /// Everything the launcher needs to know of one container. No security setting travels here: the launcher
-/// resolves `profile` itself and writes the OCI document itself, so that an agent that lies cannot weaken one.
+/// resolves `profile` itself and writes the OCI document itself, so that an agent that lies cannot weaken a profile. Which profile, devices and
+/// mount sources it asks for is not limited yet.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LaunchRequest {
     /// [`VERSION`].
