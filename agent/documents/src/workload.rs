@@ -58,7 +58,7 @@ pub struct WorkloadSpec {
     /// Scheduling policy, timers, real-time budget.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub realtime: Option<Realtime>,
-    /// Most memory, bytes, at least 512Ki; no limit where absent.
+    /// Most memory, bytes, at least 1Mi; no limit where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<Size>,
     /// Most tasks, 1 to 4194304; no limit where absent.

@@ -18,7 +18,7 @@ use crate::workload::{
 const DEADLINE_MIN_NS: u64 = 1024;
 /// The kernel's bound on a SCHED_DEADLINE period where sched_deadline_period_max_us is not lowered: 2^22 us.
 const DEADLINE_MAX_NS: u64 = (1 << 22) * 1000;
-const MEMORY_MIN: u64 = 512 * 1024;
+const MEMORY_MIN: u64 = 1024 * 1024;
 
 const GRACE_MAX: Duration = Duration::from_secs(3600);
 /// Paths inside that belong to the runtime.
@@ -44,7 +44,7 @@ impl WorkloadSpec {
         if let Some(memory) = self.memory.filter(|memory| memory.bytes() < MEMORY_MIN) {
             problems.push(
                 Problem::new("spec.memory", format!("found {memory}"))
-                    .expected("512Ki or more")
+                    .expected("1Mi or more")
                     .hint("sizes without a suffix are bytes: write 64Mi for 64 MiB"),
             );
         }

@@ -242,7 +242,7 @@ prop_compose! {
         args in prop::collection::vec(texts(), 0..4),
         values in prop::collection::vec(texts(), 0..4),
         cpus in prop_oneof![Just("shared".to_owned()), (1..64_u32).prop_map(|n| n.to_string())],
-        memory in 512 * 1024..u64::from(u32::MAX),
+        memory in 1024 * 1024..u64::from(u32::MAX),
         nanos in 1..i64::MAX as u64,
         priority in 1..=99_u32,
         signal in prop_oneof![Just("SIGTERM"), Just("SIGRTMIN+3"), Just("SIGUSR1")],
