@@ -37,7 +37,7 @@ pub(super) struct KillArgs {
     #[arg(default_value = "SIGKILL", value_parser = signal)]
     signal: i32,
     /// The same, as an option
-    #[arg(short, long = "signal", value_name = "SIGNAL", conflicts_with = "signal", value_parser = signal)]
+    #[arg(short = 's', long = "signal", value_name = "SIGNAL", conflicts_with = "signal", value_parser = signal)]
     by_option: Option<i32>,
     #[command(flatten)]
     output: OutputArgs,
