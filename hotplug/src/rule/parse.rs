@@ -33,13 +33,19 @@ const KEYS: &[(&str, bool)] = &[
 const OTHERS: &[(&str, &str)] = &[
     ("CONST", "select the node with a document of its own"),
     ("GOTO", "a match has no jumps: write one rule for each case"),
-    ("GROUP", "the node belongs to root inside; `device.mode` says who may open it"),
+    (
+        "GROUP",
+        "the node belongs to root inside; `device.mode` says who may open it",
+    ),
     ("IMPORT", "properties come from the kernel and udevd"),
     ("LABEL", "a match has no jumps: write one rule for each case"),
     ("MODE", "set device.mode in the rule"),
     ("NAME", "match the interface with KERNEL"),
     ("OPTIONS", "it is no match"),
-    ("OWNER", "the node belongs to root inside; `device.mode` says who may open it"),
+    (
+        "OWNER",
+        "the node belongs to root inside; `device.mode` says who may open it",
+    ),
     ("PROGRAM", "programs are not run for a match"),
     ("RESULT", "programs are not run for a match"),
     ("RUN", "name the workload in the rule"),
