@@ -1,11 +1,12 @@
 //! A resolved profile written into an OCI document: every security field is overwritten, whatever stood there.
 
 use oci_spec::runtime::{
-    Capabilities, LinuxCapabilitiesBuilder, LinuxDeviceCgroupBuilder, LinuxNamespaceBuilder, Mount,
-    PosixRlimitBuilder, Spec,
+    Capabilities, LinuxCapabilitiesBuilder, LinuxDeviceCgroupBuilder, LinuxNamespaceBuilder, LinuxSeccomp,
+    Mount, PosixRlimitBuilder, Spec,
 };
 
 use crate::error::ProfileError;
+use crate::filter::Judge;
 use crate::names;
 use crate::profile::{Limit, Profile, Seccomp};
 
@@ -104,10 +105,7 @@ impl Profile {
         linux.set_mount_label(self.mount_label.clone());
         linux.set_masked_paths(Some(self.masked_paths.clone()));
         linux.set_readonly_paths(Some(self.readonly_paths.clone()));
-        linux.set_seccomp(match &self.seccomp {
-            Seccomp::Unconfined => None,
-            Seccomp::Section(section) => Some((**section).clone()),
-        });
+        linux.set_seccomp(self.section()?);
         let broken = |_| ProfileError::Document {
             section: "linux.resources.devices",
         };
@@ -124,6 +122,35 @@ impl Profile {
         resources.set_devices(Some(rules));
         linux.set_resources(Some(resources));
         Ok(())
+    }
+}
+
+impl Profile {
+    /// The OCI seccomp section of this profile on this node.
+    ///
+    /// # Errors
+    /// [`ProfileError`]: the kernel's release cannot be read, or a filter that was not validated.
+    pub fn section(&self) -> Result<Option<LinuxSeccomp>, ProfileError> {
+        let Seccomp::Filter(filter) = &self.seccomp else {
+            return Ok(None);
+        };
+        let path = "/proc/sys/kernel/osrelease";
+        let node = |message: String| ProfileError::Node {
+            path: path.into(),
+            message,
+        };
+        let release = if filter.asks_kernel() {
+            std::fs::read_to_string(path).map_err(|e| node(e.to_string()))?
+        } else {
+            "0.0".to_owned()
+        };
+        let judge = Judge::here(&self.capabilities, &release)
+            .ok_or_else(|| node(format!("`{}` is no kernel release", release.trim())))?;
+        let wrong = |problem| ProfileError::Field {
+            name: self.name.clone(),
+            problem,
+        };
+        filter.section(&judge).map(Some).map_err(wrong)
     }
 }
 

@@ -6,10 +6,13 @@
 //!
 //! Invariants: a profile that names anything unknown, contradicts itself or extends in a circle is refused, never
 //! weakened; `apply` overwrites every security field of the document, so nothing an image or a request wrote there
-//! survives. Pure, but for one thing: a limit marked `upTo` is cut to the node's own hard limit when it is applied.
+//! survives. Pure, but for two things when it is applied: a limit marked `upTo` is cut to the node's own hard limit, and a
+//! filter with `minKernel` asks for the kernel's release.
 
 mod apply;
+mod errno;
 mod error;
+mod filter;
 mod names;
 mod profile;
 mod resolve;
@@ -18,6 +21,7 @@ mod spec;
 mod syscalls;
 
 pub use error::{Problem, ProfileError};
+pub use filter::{ArchLine, Argument, Condition, Entry, Filter, Judge};
 pub use profile::{DeviceRule, Limit, Profile, Seccomp};
 pub use resolve::{resolve, shipped, shipped_names};
 pub use spec::{

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxSeccomp};
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType};
+
+use crate::filter::Filter;
 
 /// What one container may do.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,8 +61,8 @@ pub struct Limit {
 pub enum Seccomp {
     /// No filter.
     Unconfined,
-    /// This one.
-    Section(Box<LinuxSeccomp>),
+    /// This one; its conditions are judged when it is applied.
+    Filter(Box<Filter>),
 }
 
 /// One allowed device, in the words of devices.allow.

@@ -142,7 +142,11 @@ fn merge(profile: &mut Profile, spec: &ProfileSpec) -> Result<(), Problem> {
     match &spec.seccomp {
         None => {}
         Some(SeccompSpec::Edit(edit)) => profile.seccomp = seccomp::edit(&profile.seccomp, edit)?,
-        Some(SeccompSpec::Section(section)) => profile.seccomp = Seccomp::Section(section.clone()),
+        Some(SeccompSpec::Filter(filter)) => profile.seccomp = Seccomp::Filter(filter.clone()),
+        Some(SeccompSpec::File(file)) => {
+            let message = format!("{} was not read", file.file.display());
+            return Err(problem("spec.seccomp.file", message, None));
+        }
     }
     for (mine, theirs) in [
         (&mut profile.selinux_label, &spec.selinux_label),

@@ -1,11 +1,13 @@
 //! `kind: SecurityProfile` as written. Every field may be absent: it is the base profile's then.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::LinuxSeccomp;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Problem;
+use crate::filter::Filter;
 use crate::names::{self, CAPABILITIES, MOUNT_FLAGS, NAMESPACES, RLIMITS};
 use crate::profile::DeviceRule;
 
@@ -144,27 +146,72 @@ impl LimitValue {
     }
 }
 
-/// System calls. What has a `defaultAction` is an OCI seccomp object, everything else a change.
+/// System calls. What has a `defaultAction` is a whole filter, what has a `file` one that lies elsewhere, everything
+/// else a change.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum SeccompSpec {
     /// No filter, or a change of the base profile's.
     Edit(SeccompEdit),
-    /// A whole OCI seccomp object (it has a `defaultAction`).
-    Section(Box<LinuxSeccomp>),
+    /// A whole filter: an OCI seccomp object, or a default profile of Docker, containers-common or Kubernetes.
+    Filter(Box<Filter>),
+    /// The file that holds one.
+    File(SeccompFile),
+}
+
+/// A filter in a file of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SeccompFile {
+    /// JSON; a relative path begins where the document lies.
+    pub file: PathBuf,
 }
 
 impl<'de> Deserialize<'de> for SeccompSpec {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = serde_json::Value::deserialize(deserializer)?;
-        let read = if value.get("defaultAction").is_some() {
-            // The OCI types pass over keys they do not know: a misspelt one would weaken a deny list in silence.
-            crate::seccomp::known_keys(&value).map_err(serde::de::Error::custom)?;
-            serde_json::from_value(value).map(Self::Section)
+        // A misspelt key that is passed over would weaken a deny list in silence: each form refuses what it does not know.
+        if value.get("defaultAction").is_some() {
+            let filter = crate::filter::read(value).map_err(serde::de::Error::custom)?;
+            return Ok(Self::Filter(Box::new(filter)));
+        }
+        let read = if value.get("file").is_some() {
+            serde_json::from_value(value).map(Self::File)
         } else {
             serde_json::from_value(value).map(Self::Edit)
         };
         read.map_err(serde::de::Error::custom)
+    }
+}
+
+impl ProfileSpec {
+    /// Puts the filter of `seccomp: {file: …}` in its place; `read` gets the path as written.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is no filter.
+    pub fn inline(&mut self, read: impl FnOnce(&Path) -> io::Result<Vec<u8>>) -> Result<(), Problem> {
+        let Some(SeccompSpec::File(SeccompFile { file })) = &self.seccomp else {
+            return Ok(());
+        };
+        let at = "spec.seccomp.file";
+        let wrong = |message: String, hint: &str| {
+            problem(
+                at,
+                format!("{}: {message}", file.display()),
+                Some(hint.to_owned()),
+            )
+        };
+        let bytes = read(file).map_err(|e| wrong(e.to_string(), "name a file that can be read"))?;
+        let form = "write a filter with `defaultAction` and `syscalls`, as Docker's default profile";
+        let value = serde_json::from_slice(&bytes).map_err(|e| wrong(e.to_string(), form))?;
+        let filter = crate::filter::read(value).map_err(|e| wrong(e, form))?;
+        let mut found = Vec::new();
+        filter.validate(at, &mut found);
+        if let Some(first) = found.into_iter().next() {
+            return Err(first);
+        }
+        self.seccomp = Some(SeccompSpec::Filter(Box::new(filter)));
+        Ok(())
     }
 }
 

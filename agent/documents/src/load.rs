@@ -264,6 +264,9 @@ impl Reading<'_> {
             dead,
         } = recover::read::<Envelope<T>>(&root);
         self.placed(file, faults);
+        let mut value = value;
+        let folder = file.parent().unwrap_or(Path::new(""));
+        let lost = value.as_mut().and_then(|envelope| envelope.spec.inline(folder));
         // The name as it is written: a document that is refused still has it.
         let named = root
             .entry("metadata")
@@ -275,6 +278,7 @@ impl Reading<'_> {
         if let Some(envelope) = &value {
             let mut problems = envelope.metadata.validate();
             problems.extend(envelope.spec.problems(self.topology));
+            problems.extend(lost);
             self.problems(file, &root, problems, &poisoned, &dead);
         }
         let key = (kind, name.clone());

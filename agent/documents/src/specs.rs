@@ -2,6 +2,8 @@
 //!
 //! The leaf crates know nothing of documents: what they call a problem is made one of ours here.
 
+use std::path::Path;
+
 use serde::de::DeserializeOwned;
 
 use berth_rt::topology::Topology;
@@ -18,6 +20,11 @@ pub(crate) trait Spec: DeserializeOwned {
     /// What is wrong with it by itself, and on the node of this topology where one is given; paths start with
     /// `spec`.
     fn problems(&self, topology: Option<&Topology>) -> Vec<Problem>;
+
+    /// Puts what the document names by file in its place; `folder` is the document's own.
+    fn inline(&mut self, _folder: &Path) -> Option<Problem> {
+        None
+    }
 }
 
 impl Spec for WorkloadSpec {
@@ -27,6 +34,16 @@ impl Spec for WorkloadSpec {
 }
 
 impl Spec for ProfileSpec {
+    fn inline(&mut self, folder: &Path) -> Option<Problem> {
+        let wrong = ProfileSpec::inline(self, |file| std::fs::read(folder.join(file))).err()?;
+        // The document is refused: what else is wrong with it is told beside this.
+        self.seccomp = None;
+        Some(Problem {
+            hint: wrong.hint,
+            ..Problem::new(wrong.path, wrong.message)
+        })
+    }
+
     fn problems(&self, _: Option<&Topology>) -> Vec<Problem> {
         let found = self.validate().into_iter();
         found

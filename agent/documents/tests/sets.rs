@@ -346,3 +346,33 @@ fn line_breaks_of_other_alphabets_are_text() {
     let again = read(&set.to_yaml().unwrap());
     assert_eq!(again.to_json().unwrap(), set.to_json().unwrap());
 }
+
+#[test]
+fn a_filter_in_a_file_is_read_with_its_document() {
+    let temp = tempfile::tempdir().unwrap();
+    let document = temp.path().join("p.yaml");
+    let profile = |file: &str| {
+        let text = format!(
+            "apiVersion: berth/v1\nkind: SecurityProfile\nmetadata: {{name: p}}\nspec:\n  seccomp: {{file: {file}}}\n"
+        );
+        std::fs::write(&document, text).unwrap();
+        berth_documents::check(&[temp.path().to_owned()], &Set::default())
+    };
+    let filter = |name: &str, call: &str| {
+        let text = format!(
+            r#"{{"defaultAction": "SCMP_ACT_ALLOW", "archMap": null, "syscalls": [{{"names": ["{call}"], "action": "SCMP_ACT_ERRNO"}}]}}"#
+        );
+        std::fs::write(temp.path().join(name), text).unwrap();
+    };
+    filter("good.json", "mount");
+    let set = profile("good.json").into_result().unwrap();
+    let text = serde_json::to_string(&set.profiles["p"].spec).unwrap();
+    assert!(text.contains("mount") && !text.contains("good.json"), "{text}");
+    filter("bad.json", "muont");
+    for (file, word) in [("none.json", "No such file"), ("bad.json", "did you mean `mount`")] {
+        let report = profile(file);
+        let [only] = &report.faults[..] else { panic!("{:?}", report.faults) };
+        let text = only.to_string();
+        assert!(text.contains("p.yaml:5:") && text.contains(word), "{text}");
+    }
+}

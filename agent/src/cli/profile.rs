@@ -65,7 +65,7 @@ pub(super) fn main(folders: &Folders, command: ProfileCommand) -> Outcome {
 fn view(profile: &Profile) -> Value {
     let seccomp = match &profile.seccomp {
         Seccomp::Unconfined => json!("unconfined"),
-        Seccomp::Section(section) => json!(section),
+        Seccomp::Filter(filter) => json!(filter),
     };
     let limits: BTreeMap<&String, Value> = profile
         .rlimits

@@ -1,0 +1,390 @@
+//! Filters of profiles as the kernel would run them: the document read by a second, plain reading of the format's
+//! rules, beside the compiled program run by an evaluator of classic BPF. Every system call of x86_64 and arm64,
+//! arguments around every value that is compared with; the shipped profiles and the default profiles of Docker and
+//! containers-common (of Debian's packages, unchanged; `.ci/setup test` lays them into target/public).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use berth_policies::{Filter, Judge, ProfileSpec, Seccomp, SeccompSpec, resolve, shipped_names};
+use berth_runtime::seccomp::{Architecture, Options, compile, syscall_names, syscall_number};
+use oci_spec::runtime::Arch;
+use serde_json::{Value, json};
+
+const KILL_PROCESS: u32 = 0x8000_0000;
+
+/// What Docker and containers-common grant by default, beside nothing and everything.
+const USUAL: [&str; 11] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SETFCAP",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_SETUID",
+    "CAP_SYS_CHROOT",
+];
+
+struct Node {
+    caps: BTreeSet<&'static str>,
+    arm: bool,
+    kernel: (u64, u64),
+}
+
+impl Node {
+    fn architecture(&self) -> Architecture {
+        if self.arm {
+            Architecture::Aarch64
+        } else {
+            Architecture::X86_64
+        }
+    }
+
+    fn judge(&self) -> Judge {
+        Judge {
+            capabilities: self.caps.clone(),
+            native: if self.arm {
+                Arch::ScmpArchAarch64
+            } else {
+                Arch::ScmpArchX86_64
+            },
+            kernel: (self.kernel.0 as u32, self.kernel.1 as u32),
+        }
+    }
+}
+
+fn words(value: &Value) -> Vec<&str> {
+    value
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect()
+}
+
+/// Does an entry count on this node?
+fn counts(entry: &Value, node: &Node) -> bool {
+    let arch = if node.arm { "arm64" } else { "amd64" };
+    let new_enough = |text: &Value| {
+        let text = text.as_str().expect("kernel");
+        let (major, minor) = text.split_once('.').expect("two numbers");
+        node.kernel >= (major.parse().expect("major"), minor.parse().expect("minor"))
+    };
+    let (yes, no) = (&entry["includes"], &entry["excludes"]);
+    if words(&no["arches"]).contains(&arch) || words(&no["caps"]).iter().any(|c| node.caps.contains(c)) {
+        return false;
+    }
+    if !no["minKernel"].is_null() && new_enough(&no["minKernel"]) {
+        return false;
+    }
+    (words(&yes["arches"]).is_empty() || words(&yes["arches"]).contains(&arch))
+        && words(&yes["caps"]).iter().all(|c| node.caps.contains(c))
+        && (yes["minKernel"].is_null() || new_enough(&yes["minKernel"]))
+}
+
+fn action(action: &Value, errno: &Value, named: &Value) -> u32 {
+    let number = match (errno.as_u64(), named.as_str()) {
+        (Some(n), _) => n as u32,
+        (None, Some("ENOSYS")) => 38,
+        _ => 1,
+    };
+    match action.as_str().expect("action") {
+        "SCMP_ACT_ALLOW" => 0x7fff_0000,
+        "SCMP_ACT_LOG" => 0x7ffc_0000,
+        "SCMP_ACT_ERRNO" => 0x0005_0000 | number,
+        "SCMP_ACT_TRAP" => 0x0003_0000,
+        "SCMP_ACT_KILL" => 0,
+        "SCMP_ACT_KILL_PROCESS" => KILL_PROCESS,
+        other => panic!("{other}"),
+    }
+}
+
+fn holds(test: &Value, args: &[u64; 6]) -> bool {
+    let arg = args[test["index"].as_u64().expect("index") as usize];
+    let value = test["value"].as_u64().expect("value");
+    match test["op"].as_str().expect("op") {
+        "SCMP_CMP_EQ" => arg == value,
+        "SCMP_CMP_NE" => arg != value,
+        "SCMP_CMP_LT" => arg < value,
+        "SCMP_CMP_LE" => arg <= value,
+        "SCMP_CMP_GT" => arg > value,
+        "SCMP_CMP_GE" => arg >= value,
+        "SCMP_CMP_MASKED_EQ" => arg & value == test["valueTwo"].as_u64().unwrap_or(0),
+        other => panic!("{other}"),
+    }
+}
+
+/// What a document says by call name, for one node.
+struct Reference<'a> {
+    default: u32,
+    entries: BTreeMap<&'a str, Vec<(&'a Value, u32)>>,
+}
+
+impl<'a> Reference<'a> {
+    fn of(document: &'a Value, node: &Node) -> Self {
+        let default = action(
+            &document["defaultAction"],
+            &document["defaultErrnoRet"],
+            &document["defaultErrno"],
+        );
+        let mut entries: BTreeMap<&str, Vec<(&Value, u32)>> = BTreeMap::new();
+        for entry in document["syscalls"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|e| counts(e, node))
+        {
+            let what = action(&entry["action"], &entry["errnoRet"], &entry["errno"]);
+            for name in words(&entry["names"]).into_iter().chain(entry["name"].as_str()) {
+                if what != default {
+                    entries.entry(name).or_default().push((&entry["args"], what));
+                }
+            }
+        }
+        Self { default, entries }
+    }
+
+    fn answer(&self, name: &str, args: &[u64; 6]) -> u32 {
+        let tests = |v: &'a Value| v.as_array().map(Vec::as_slice).unwrap_or_default();
+        let mine = self.entries.get(name).map(Vec::as_slice).unwrap_or_default();
+        if let Some((_, what)) = mine.iter().find(|(list, _)| tests(list).is_empty()) {
+            return *what;
+        }
+        // The strictest of those that match, in the kernel's order.
+        let matching = mine.iter().filter(|(list, _)| {
+            let list = tests(list);
+            let indices: BTreeSet<_> = list.iter().map(|t| t["index"].as_u64()).collect();
+            if indices.len() == list.len() {
+                list.iter().all(|t| holds(t, args))
+            } else {
+                list.iter().any(|t| holds(t, args))
+            }
+        });
+        matching
+            .map(|(_, what)| *what)
+            .min_by_key(|what| *what as i32)
+            .unwrap_or(self.default)
+    }
+
+    /// Argument vectors around every value that a call is compared with.
+    fn arguments(&self, name: &str) -> Vec<[u64; 6]> {
+        let mut all = vec![[0; 6], [u64::MAX; 6]];
+        for (list, _) in self.entries.get(name).into_iter().flatten() {
+            let mut together = [0; 6];
+            for test in list.as_array().into_iter().flatten() {
+                let index = test["index"].as_u64().expect("index") as usize;
+                let value = test["value"].as_u64().expect("value");
+                let two = test["valueTwo"].as_u64().unwrap_or(0);
+                together[index] = if test["op"] == "SCMP_CMP_MASKED_EQ" {
+                    two
+                } else {
+                    value
+                };
+                for v in [
+                    value,
+                    value.wrapping_add(1),
+                    value.wrapping_sub(1),
+                    two,
+                    two | !value,
+                    value & value.wrapping_neg(),
+                ] {
+                    let mut args = [0; 6];
+                    args[index] = v;
+                    all.push(args);
+                }
+            }
+            all.push(together);
+        }
+        all
+    }
+}
+
+/// Every call of the node's architecture, and those of the ones beside it that have one number each.
+fn agrees(what: &str, document: &Value, filter: &Filter, node: &Node) -> usize {
+    let section = filter.section(&node.judge()).expect("section");
+    let native = node.architecture();
+    let compiled = compile(&section, &Options { native }).unwrap_or_else(|e| panic!("{what}: {e}"));
+    let reference = Reference::of(document, node);
+    let mut judged = 0;
+    let mut known = BTreeSet::new();
+    for name in syscall_names() {
+        let Some(number) = syscall_number(native, name) else {
+            continue;
+        };
+        known.insert(number);
+        for args in reference.arguments(name) {
+            let expected = reference.answer(name, &args);
+            let answer = compiled.evaluate(native, number, &args);
+            assert_eq!(answer, Some(expected), "{what}: {name}({args:x?}) on {native}");
+            judged += 1;
+        }
+    }
+    for number in (0..700).filter(|n| !known.contains(n)) {
+        let answer = compiled.evaluate(native, number, &[0; 6]);
+        assert_eq!(
+            answer,
+            Some(reference.default),
+            "{what}: number {number} on {native}"
+        );
+    }
+    let listed = section.architectures().clone().unwrap_or_default();
+    let beside = if node.arm {
+        [
+            (Architecture::Arm, Arch::ScmpArchArm),
+            (Architecture::Arm, Arch::ScmpArchArm),
+        ]
+    } else {
+        [
+            (Architecture::X86, Arch::ScmpArchX86),
+            (Architecture::X32, Arch::ScmpArchX32),
+        ]
+    };
+    for (arch, oci) in beside {
+        for name in ["getpid", "openat", "mount", "bpf"] {
+            let number = syscall_number(arch, name).expect("number");
+            let expected = if listed.contains(&oci) {
+                reference.answer(name, &[0; 6])
+            } else {
+                KILL_PROCESS
+            };
+            assert_eq!(
+                compiled.evaluate(arch, number, &[0; 6]),
+                Some(expected),
+                "{what}: {name} on {arch}"
+            );
+        }
+    }
+    judged
+}
+
+/// Both architectures, an old and a new kernel, no, usual, all and each single capability.
+fn nodes() -> Vec<Node> {
+    let all = resolve("privileged", &BTreeMap::new())
+        .expect("privileged")
+        .capabilities;
+    let mut sets: Vec<BTreeSet<&'static str>> =
+        vec![BTreeSet::new(), USUAL.into_iter().collect(), all.clone()];
+    sets.extend(all.into_iter().map(|one| [one].into()));
+    let mut nodes = Vec::new();
+    for caps in sets {
+        for (arm, kernel) in [(false, (4, 4)), (false, (6, 12)), (true, (4, 8)), (true, (6, 12))] {
+            nodes.push(Node {
+                caps: caps.clone(),
+                arm,
+                kernel,
+            });
+        }
+    }
+    nodes
+}
+
+fn public(path: &str, least: usize) {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../target/public")
+        .join(path);
+    let text =
+        std::fs::read(&file).unwrap_or_else(|e| panic!("{}: {e}: run `.ci/setup test`", file.display()));
+    let document: Value = serde_json::from_slice(&text).expect("json");
+    let mut profile = ProfileSpec {
+        seccomp: serde_json::from_value(json!({"file": file})).expect("file"),
+        ..ProfileSpec::default()
+    };
+    profile
+        .inline(|path| std::fs::read(path))
+        .expect("loads unchanged");
+    let Some(SeccompSpec::Filter(filter)) = &profile.seccomp else {
+        panic!("not in its place")
+    };
+    let judged: usize = nodes()
+        .iter()
+        .map(|node| agrees(path, &document, filter, node))
+        .sum();
+    assert!(judged > least, "{judged}");
+    // What the agent writes for the launcher says the same.
+    let written = serde_json::to_value(&profile).expect("json");
+    let again: ProfileSpec = serde_json::from_value(written).expect("reads what it wrote");
+    assert_eq!(again, profile);
+    let resolved = resolve("p", &[("p".to_owned(), profile)].into()).expect("resolves");
+    assert!(resolved.section().expect("section").is_some());
+}
+
+#[test]
+fn containers_commons_default_profile() {
+    public("usr/share/containers/seccomp.json", 100_000);
+}
+
+#[test]
+fn dockers_default_profile() {
+    public(
+        "usr/share/gocode/src/github.com/docker/docker/profiles/seccomp/default.json",
+        100_000,
+    );
+}
+
+#[test]
+fn every_call_of_every_shipped_profile() {
+    for name in shipped_names() {
+        let profile = resolve(name, &BTreeMap::new()).expect(name);
+        let Seccomp::Filter(filter) = &profile.seccomp else {
+            assert_eq!(name, "privileged");
+            continue;
+        };
+        let document = serde_json::to_value(filter).expect("json");
+        for arm in [false, true] {
+            let caps = profile.capabilities.clone();
+            assert!(
+                agrees(
+                    name,
+                    &document,
+                    filter,
+                    &Node {
+                        caps,
+                        arm,
+                        kernel: (6, 1)
+                    }
+                ) > 300
+            );
+        }
+    }
+}
+
+#[test]
+fn conditions_decide_what_a_container_may_call() {
+    let document = json!({"defaultAction": "SCMP_ACT_ERRNO", "defaultErrno": "ENOSYS",
+        "archMap": [{"architecture": "SCMP_ARCH_X86_64", "subArchitectures": ["SCMP_ARCH_X86", "SCMP_ARCH_X32"]}],
+        "syscalls": [
+            {"names": ["read", "exit_group"], "action": "SCMP_ACT_ALLOW"},
+            {"names": ["mount"], "action": "SCMP_ACT_ALLOW", "includes": {"caps": ["CAP_SYS_ADMIN"]}},
+            {"names": ["mount"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1, "excludes": {"caps": ["CAP_SYS_ADMIN"]}},
+            {"names": ["ptrace"], "action": "SCMP_ACT_ALLOW", "includes": {"minKernel": "4.8"}},
+            {"names": ["personality"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 0, "value": 8, "op": "SCMP_CMP_EQ"}]},
+            {"names": ["clone"], "action": "SCMP_ACT_ALLOW", "excludes": {"arches": ["arm64"]},
+             "args": [{"index": 0, "value": 2_114_060_288u64, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}]}]});
+    let filter: Filter = serde_json::from_value(document.clone()).expect("filter");
+    for node in nodes() {
+        agrees("conditions", &document, &filter, &node);
+    }
+    let old = Node {
+        caps: BTreeSet::new(),
+        arm: false,
+        kernel: (4, 4),
+    };
+    let reference = Reference::of(&document, &old);
+    // A reading that allowed or refused everything would agree with itself.
+    let of = |name: &str, first: u64| reference.answer(name, &[first, 0, 0, 0, 0, 0]);
+    assert_eq!(
+        [of("read", 0), of("mount", 0), of("ptrace", 0)],
+        [0x7fff_0000, 0x0005_0001, 0x0005_0026]
+    );
+    assert_eq!(
+        [of("personality", 8), of("personality", 9)],
+        [0x7fff_0000, 0x0005_0026]
+    );
+    assert_eq!(
+        [of("clone", 17), of("clone", 0x1000_0000)],
+        [0x7fff_0000, 0x0005_0026]
+    );
+}
