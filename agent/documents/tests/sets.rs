@@ -369,9 +369,14 @@ fn a_filter_in_a_file_is_read_with_its_document() {
     let text = serde_json::to_string(&set.profiles["p"].spec).unwrap();
     assert!(text.contains("mount") && !text.contains("good.json"), "{text}");
     filter("bad.json", "muont");
-    for (file, word) in [("none.json", "No such file"), ("bad.json", "did you mean `mount`")] {
+    for (file, word) in [
+        ("none.json", "No such file"),
+        ("bad.json", "did you mean `mount`"),
+    ] {
         let report = profile(file);
-        let [only] = &report.faults[..] else { panic!("{:?}", report.faults) };
+        let [only] = &report.faults[..] else {
+            panic!("{:?}", report.faults)
+        };
         let text = only.to_string();
         assert!(text.contains("p.yaml:5:") && text.contains(word), "{text}");
     }
