@@ -36,6 +36,8 @@ pub(crate) struct Ends<'a> {
     pub(crate) join: &'a [(u64, OwnedFd, std::path::PathBuf)],
     /// Start FIFO and failure FIFO, both read-write, for a container that outlives its creator.
     pub(crate) fifos: Option<(RawFd, RawFd)>,
+    /// For each mount the user namespace whose maps it is shown through, where it has one; empty: none has.
+    pub(crate) idmaps: &'a [Option<OwnedFd>],
     /// The JSON of the OCI state up to the pid, and after it, for hooks inside.
     pub(crate) state: &'a crate::state::HookState,
 }
@@ -81,11 +83,13 @@ fn set_up(recipe: &Recipe, ends: &Ends<'_>) -> Result<Infallible, Failure> {
         Err(errno) => return Err(Failure::new("session keyring", &recipe.id, errno)),
     }
     umask(Mode::empty());
+    let mut prepared = None;
     if recipe.new & libc::CLONE_NEWUSER as u64 != 0 {
         match expect(ends, &mut buffer, "map users")? {
             Down::Mapped => become_root()?,
             _ => return unexpected("map users"),
         }
+        prepared = Some(crate::prepare::receive(recipe, ends.socket, &mut buffer)?);
     }
     // The host's procfs, known to be one: a container's own /proc is not to be trusted with labels.
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
@@ -98,7 +102,7 @@ fn set_up(recipe: &Recipe, ends: &Ends<'_>) -> Result<Infallible, Failure> {
     }
     name_things(recipe, &proc)?;
     timing.mark("session and names");
-    let mut rootfs = Rootfs::begin(recipe)?;
+    let mut rootfs = Rootfs::begin(recipe, prepared, ends.idmaps)?;
     timing.mark("root");
     rootfs.mounts()?;
     timing.mark("mounts");

@@ -24,6 +24,7 @@ use crate::container::{Channel, Container, Words};
 use crate::hooks::{self, HookError};
 use crate::net::{self, NetError};
 use crate::plan::Plan;
+use crate::prepare::{self, Unprepared};
 use crate::report::{self, Down, Failure, Up};
 use crate::seccomp;
 use crate::state::{self, Record};
@@ -174,6 +175,14 @@ impl Failure {
             ("seccomp", Errno::EINVAL) => {
                 "the kernel needs CONFIG_SECCOMP_FILTER and every flag of linux.seccomp.flags".into()
             }
+            ("idmap", Errno::EINVAL | Errno::EPERM | Errno::ENOSYS) => {
+                "its file system must take idmapped mounts (Linux 5.12; overlay layers 5.19; tmpfs 6.3)".into()
+            }
+            ("writable layer", _) => "give the container an empty directory as its writable layer".into(),
+            ("mount sysfs", Errno::EPERM) => {
+                "a container with users of its own mounts sysfs only with a network namespace of its own: bind /sys"
+                    .into()
+            }
             ("setgroups" | "setgid" | "setuid", Errno::EINVAL) => {
                 "map the id in linux.uidMappings and linux.gidMappings".into()
             }
@@ -267,7 +276,9 @@ impl Plan {
             SockFlag::SOCK_CLOEXEC,
         )
         .map_err(CreateCause::call("socketpair"))?;
-        let (pid, pidfd) = self.clone_child(stdio, theirs, fifos, into.as_ref())?;
+        let idmaps =
+            prepare::idmaps(&self.recipe).map_err(|(what, errno)| CreateCause::Call { what, errno })?;
+        let (pid, pidfd) = self.clone_child(stdio, theirs, fifos, into.as_ref(), &idmaps)?;
         let socket = ours;
         let child = Child { pid, socket: &socket };
         made.child = Some((pid, pidfd));
@@ -280,6 +291,13 @@ impl Plan {
             write_proc(pid, "uid_map", &self.uid_map)?;
             write_proc(pid, "gid_map", &self.gid_map)?;
             child.send(&Down::Mapped)?;
+            match prepare::outside_in(&self.recipe, pid, &idmaps, child.socket.as_fd()) {
+                Ok(()) => {}
+                Err(Unprepared::Failed(failure)) => return Err(failure.into()),
+                Err(Unprepared::Call(what, errno)) => return Err(CreateCause::Call { what, errno }),
+                Err(Unprepared::Gone) => return Err(child.last_words()),
+            }
+            timing.mark("mounts outside");
         }
         if made.cgroup.is_none() {
             self.make_cgroup(made)?;
@@ -404,6 +422,7 @@ impl Plan {
         theirs: OwnedFd,
         fifos: Option<(OwnedFd, OwnedFd)>,
         into: Option<&OwnedFd>,
+        idmaps: &[Option<OwnedFd>],
     ) -> Result<(Pid, OwnedFd), CreateCause> {
         let open = |path: &Path| {
             nix::fcntl::open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
@@ -453,6 +472,7 @@ impl Plan {
                 stdio: numbers,
                 join: &join,
                 fifos: fifo_numbers,
+                idmaps,
                 state: &self.hook_state,
             };
             child::run(&self.recipe, &ends);

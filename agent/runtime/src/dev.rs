@@ -1,17 +1,18 @@
 //! Device nodes on the container's own tmpfs at /dev, and the usual links beside them.
 //!
-//! Invariants: nodes are made below an opened root and never through a symbolic link; a node that cannot be made
-//! (user namespaces) is the host's own, bound, after its device number was compared with the one asked for.
+//! Invariants: nodes are made below an opened root and never through a symbolic link; with a user namespace they are
+//! made outside it ([`crate::prepare`]), with the host's ids of their owners.
 
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::fcntl::AtFlags;
 use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmodat, fstat, makedev, mknodat};
 use nix::unistd::{Gid, Uid, fchownat, symlinkat};
 
-use crate::recipe::{Node, NodeKind, Recipe};
+use crate::recipe::{Node, NodeKind, Recipe, Users, outside};
 use crate::report::{Failure, Step};
 use crate::rootfs::make_path;
 use crate::sys::mount::{self as sys, Resolve, open_below};
@@ -61,42 +62,112 @@ pub(crate) fn populate(root: BorrowedFd<'_>, recipe: &Recipe) -> Result<(), Fail
         Resolve::NoLinks,
     )
     .step("open", "/dev")?;
-    for (name, target) in LINKS {
-        if recipe
-            .devices
-            .iter()
-            .any(|d| d.path == Path::new("/dev").join(name))
-        {
-            continue;
-        }
-        symlinkat(target, &dev, name).step("symlink", Path::new("/dev").join(name))?;
-    }
-    for node in &recipe.devices {
-        make(root, &dev, node, recipe.bind_devices)?;
+    fill(dev.as_fd(), recipe)?;
+    for node in recipe.devices.iter().filter(|n| !n.path.starts_with("/dev")) {
+        make(root, dev.as_fd(), node, None)?;
     }
     Ok(())
 }
 
-/// Directory and name of a node; directories on the way are made.
-fn place(root: BorrowedFd<'_>, dev: &OwnedFd, node: &Node) -> Result<(OwnedFd, std::ffi::OsString), Failure> {
-    let refuse = || Failure::refused("make device node", &node.path, "the path names no file");
-    let name = node.path.file_name().ok_or_else(refuse)?.to_owned();
-    let parent = node.path.parent().ok_or_else(refuse)?;
-    let directory = if parent == Path::new("/dev") {
-        dev.try_clone().step("open", parent)?
-    } else {
-        make_path(root, parent, true)?
-    };
-    Ok((directory, name))
+/// The links, and the nodes below /dev, on the tmpfs `dev`.
+pub(crate) fn fill(dev: BorrowedFd<'_>, recipe: &Recipe) -> Result<(), Failure> {
+    let users = recipe.users.as_ref();
+    for (name, target) in LINKS {
+        let path = Path::new("/dev").join(name);
+        if recipe.devices.iter().any(|d| d.path == path) {
+            continue;
+        }
+        symlinkat(target, dev, name).step("symlink", &path)?;
+        if users.is_some() {
+            give(dev, Path::new(name), users, &path)?;
+        }
+    }
+    for node in recipe.devices.iter().filter(|n| n.path.starts_with("/dev")) {
+        make(dev, dev, node, users)?;
+    }
+    Ok(())
 }
 
-/// Make (or bind) one node.
-pub(crate) fn make(root: BorrowedFd<'_>, dev: &OwnedFd, node: &Node, bind: bool) -> Result<(), Failure> {
-    let (directory, name) = place(root, dev, node)?;
-    let step = "make device node";
-    if bind && node.kind != NodeKind::Fifo {
-        return bind_host_node(&directory, Path::new(&name), node);
+/// The nodes that lie elsewhere than below /dev and were prepared outside the user namespace.
+pub(crate) fn bind_prepared(
+    root: BorrowedFd<'_>,
+    recipe: &Recipe,
+    nodes: &[Option<OwnedFd>],
+) -> Result<(), Failure> {
+    for (node, tree) in recipe.devices.iter().zip(nodes) {
+        let Some(tree) = tree else { continue };
+        let target = make_path(root, &node.path, false)?;
+        sys::attach(tree.as_fd(), target.as_fd()).step("bind device node", &node.path)?;
     }
+    Ok(())
+}
+
+/// To the root of the user namespace.
+fn give(directory: BorrowedFd<'_>, name: &Path, users: Option<&Users>, path: &Path) -> Result<(), Failure> {
+    let Some(users) = users else { return Ok(()) };
+    chown(directory, name.as_os_str(), (0, 0), Some(users), path)
+}
+
+fn chown(
+    directory: BorrowedFd<'_>,
+    name: &OsStr,
+    (uid, gid): (u32, u32),
+    users: Option<&Users>,
+    path: &Path,
+) -> Result<(), Failure> {
+    let step = "chown device node";
+    let (uid, gid) = match users {
+        None => (uid, gid),
+        Some(users) => match (outside(&users.uids, uid), outside(&users.gids, gid)) {
+            (Some(uid), Some(gid)) => (uid, gid),
+            _ => {
+                let why = format!("{uid}:{gid} is not mapped in the user namespace");
+                return Err(Failure::refused(step, path, &why));
+            }
+        },
+    };
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
+    fchownat(directory, name, Some(uid), Some(gid), flags).step(step, path)
+}
+
+/// Make one node. `at` is the container's root, or `dev` itself where there is none yet.
+pub(crate) fn make(
+    at: BorrowedFd<'_>,
+    dev: BorrowedFd<'_>,
+    node: &Node,
+    users: Option<&Users>,
+) -> Result<(), Failure> {
+    let refuse = || Failure::refused("make device node", &node.path, "the path names no file");
+    let name = node.path.file_name().ok_or_else(refuse)?;
+    let parent = node.path.parent().ok_or_else(refuse)?;
+    let below = parent.strip_prefix("/dev").ok();
+    if below.is_some_and(|b| b.as_os_str().is_empty()) {
+        return mknod(dev, name, node, users);
+    }
+    let (start, way) = match below {
+        Some(below) => (dev, below),
+        None => (at, parent),
+    };
+    let directory = make_path(start, way, true).map_err(|mut failure| {
+        failure.path.clone_from(&node.path);
+        failure
+    })?;
+    if users.is_some() {
+        for part in way.ancestors().filter(|p| !p.as_os_str().is_empty()) {
+            give(start, part, users, &node.path)?;
+        }
+    }
+    mknod(directory.as_fd(), name, node, users)
+}
+
+/// The node itself, with its mode and owner.
+pub(crate) fn mknod(
+    directory: BorrowedFd<'_>,
+    name: &OsStr,
+    node: &Node,
+    users: Option<&Users>,
+) -> Result<(), Failure> {
     let kind = match node.kind {
         NodeKind::Char => SFlag::S_IFCHR,
         NodeKind::Block => SFlag::S_IFBLK,
@@ -104,39 +175,16 @@ pub(crate) fn make(root: BorrowedFd<'_>, dev: &OwnedFd, node: &Node, bind: bool)
     };
     let mode = Mode::from_bits_truncate(node.mode & 0o7777);
     let device = makedev(u64::from(node.major), u64::from(node.minor));
-    mknodat(&directory, name.as_os_str(), kind, mode, device).step(step, &node.path)?;
-    if node.uid != 0 || node.gid != 0 {
-        let (uid, gid) = (Uid::from_raw(node.uid), Gid::from_raw(node.gid));
-        fchownat(
-            &directory,
-            name.as_os_str(),
-            Some(uid),
-            Some(gid),
-            AtFlags::AT_SYMLINK_NOFOLLOW,
-        )
-        .step("chown device node", &node.path)?;
+    mknodat(directory, name, kind, mode, device).step("make device node", &node.path)?;
+    if node.uid != 0 || node.gid != 0 || users.is_some() {
+        chown(directory, name, (node.uid, node.gid), users, &node.path)?;
         // chown clears set-id bits
         if node.mode & 0o6000 != 0 {
-            fchmodat(&directory, name.as_os_str(), mode, FchmodatFlags::FollowSymlink)
+            fchmodat(directory, name, mode, FchmodatFlags::FollowSymlink)
                 .step("chmod device node", &node.path)?;
         }
     }
     Ok(())
-}
-
-fn bind_host_node(directory: &OwnedFd, name: &Path, node: &Node) -> Result<(), Failure> {
-    let step = "bind device node";
-    let host = sys::clone_tree(AT_FDCWD, &node.path, false).step(step, &node.path)?;
-    let stat = fstat(&host).step(step, &node.path)?;
-    if !is_node(&stat, node.kind, node.major, node.minor) {
-        let why = format!("the host's node is not device {}:{}", node.major, node.minor);
-        return Err(Failure::refused(step, &node.path, &why));
-    }
-    let flags = libc::O_CREAT | libc::O_EXCL | libc::O_RDONLY | libc::O_NOFOLLOW;
-    drop(sys::create_below(directory.as_fd(), name, flags, 0o644).step(step, &node.path)?);
-    let target =
-        open_below(directory.as_fd(), name, libc::O_PATH, Resolve::NoLinks).step(step, &node.path)?;
-    sys::attach(host.as_fd(), target.as_fd()).step(step, &node.path)
 }
 
 fn is_node(stat: &FileStat, kind: NodeKind, major: u32, minor: u32) -> bool {
@@ -160,7 +208,7 @@ pub(crate) fn open_null(root: BorrowedFd<'_>) -> Result<OwnedFd, Failure> {
 }
 
 /// Put a node below an already running container's /dev, which `root` leads to.
-pub(crate) fn inject(root: BorrowedFd<'_>, node: &Node) -> Result<(), Failure> {
+pub(crate) fn inject(root: BorrowedFd<'_>, node: &Node, users: Option<&Users>) -> Result<(), Failure> {
     let dev = open_below(
         root,
         Path::new("/dev"),
@@ -168,7 +216,7 @@ pub(crate) fn inject(root: BorrowedFd<'_>, node: &Node) -> Result<(), Failure> {
         Resolve::NoLinks,
     )
     .step("open", "/dev")?;
-    make(root, &dev, node, false)
+    make(root, dev.as_fd(), node, users)
 }
 
 /// Take it away again, if it is that device and not something the container has put there.

@@ -26,7 +26,6 @@ const MEMPOL: &str = "NUMA memory policies are not supported";
 const TIME: &str = "time namespaces are not supported";
 const LISTENER: &str = "seccomp notification is not supported";
 const EXEC: &str = "this runtime does not run further processes from the OCI command line";
-const IDMAP: &str = "idmapped mounts are not supported";
 const CONSOLE: &str = "terminals are not supported";
 const PERSONALITY: &str = "the specification defines no personality flags";
 
@@ -204,17 +203,17 @@ pub const FIELDS: &[(&str, Field)] = &[
     ("linux.uidMappings[].size", A),
     ("mounts", A),
     ("mounts[].destination", A),
-    ("mounts[].gidMappings", Refused(IDMAP)),
-    ("mounts[].gidMappings[].containerID", Refused(IDMAP)),
-    ("mounts[].gidMappings[].hostID", Refused(IDMAP)),
-    ("mounts[].gidMappings[].size", Refused(IDMAP)),
+    ("mounts[].gidMappings", A),
+    ("mounts[].gidMappings[].containerID", A),
+    ("mounts[].gidMappings[].hostID", A),
+    ("mounts[].gidMappings[].size", A),
     ("mounts[].options", A),
     ("mounts[].source", A),
     ("mounts[].type", A),
-    ("mounts[].uidMappings", Refused(IDMAP)),
-    ("mounts[].uidMappings[].containerID", Refused(IDMAP)),
-    ("mounts[].uidMappings[].hostID", Refused(IDMAP)),
-    ("mounts[].uidMappings[].size", Refused(IDMAP)),
+    ("mounts[].uidMappings", A),
+    ("mounts[].uidMappings[].containerID", A),
+    ("mounts[].uidMappings[].hostID", A),
+    ("mounts[].uidMappings[].size", A),
     ("ociVersion", A),
     ("process", A),
     ("process.apparmorProfile", A),

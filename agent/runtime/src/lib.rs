@@ -24,6 +24,7 @@ pub mod oci;
 mod options;
 mod overlay;
 mod plan;
+mod prepare;
 pub mod proof;
 mod recipe;
 mod report;

@@ -18,6 +18,8 @@ pub(crate) struct Options {
     pub(crate) clear_below: u64,
     /// `MS_SHARED`, … and whether recursively, in order.
     pub(crate) propagation: Vec<(u64, bool)>,
+    /// `Some(recursive)` for `idmap` and `ridmap`.
+    pub(crate) idmap: Option<bool>,
     /// Parameters of the file system.
     pub(crate) data: Vec<(String, Option<String>)>,
 }
@@ -90,7 +92,7 @@ pub(crate) fn words() -> Vec<String> {
     );
     all.extend(
         [
-            "async", "bind", "defaults", "dirsync", "loud", "rbind", "silent", "sync",
+            "async", "bind", "defaults", "dirsync", "idmap", "loud", "rbind", "ridmap", "silent", "sync",
         ]
         .map(str::to_owned),
     );
@@ -165,7 +167,8 @@ fn other_word(o: &mut Options, word: &str) -> Result<(), OptionError> {
         "bind" | "rbind" | "defaults" | "async" | "silent" | "loud" => {}
         "tmpcopyup" => return unsupported("a tmpfs begins empty"),
         "remount" => return unsupported("every mount is made once"),
-        "idmap" | "ridmap" => return unsupported("idmapped mounts are not supported"),
+        "idmap" => o.idmap = Some(o.idmap.unwrap_or(false)),
+        "ridmap" => o.idmap = Some(true),
         "mand" | "nomand" | "iversion" | "noiversion" => return unsupported("the kernel has removed it"),
         "" => return unsupported("it is empty"),
         _ if o.bind.is_some() => {
@@ -241,7 +244,7 @@ mod tests {
 
     #[test]
     fn what_would_do_nothing_is_refused() {
-        for word in ["remount", "idmap", "mand", "tmpcopyup", ""] {
+        for word in ["remount", "mand", "tmpcopyup", ""] {
             assert!(
                 matches!(of("tmpfs", &[word]), Err(OptionError::Unsupported { .. })),
                 "{word}"

@@ -6,6 +6,7 @@ mod checks;
 mod process;
 mod promise;
 mod recipe;
+mod users;
 
 use std::path::{Path, PathBuf};
 
@@ -49,6 +50,10 @@ pub struct Extensions {
     pub die_with_parent: bool,
     /// No symbolic link is followed on the way to the source of a bind mount.
     pub plain_sources: bool,
+    /// With a user namespace: the root's files are stored with the ids they have inside (an image's files belong to
+    /// user 0) and are shown through the container's maps. The writable layer is not mapped: it belongs to the host
+    /// id of the container's root.
+    pub idmap_root: bool,
     /// Network interfaces moved in at create.
     pub interfaces: Vec<Interface>,
 }
@@ -323,7 +328,7 @@ impl Plan {
                 "the container has no network namespace of its own",
             ));
         }
-        let (uid_map, gid_map) = recipe::id_maps(linux)?;
+        let (uid_map, gid_map) = users::id_maps(linux)?;
         let mut promise = promise::write(spec, process, &recipe, &resources, extensions)?;
         promise.scheduler = scheduler.as_ref().map(|(s, _)| *s);
         let pid_namespace = checks::joined(linux, oci_spec::runtime::LinuxNamespaceType::Pid);

@@ -6,7 +6,7 @@ use std::ffi::CString;
 use std::path::PathBuf;
 
 use crate::options::Options;
-use crate::proof::CapabilitySets;
+use crate::proof::{CapabilitySets, IdMap};
 
 /// The whole set-up of one container.
 #[derive(Debug, Clone, Default)]
@@ -20,8 +20,8 @@ pub(crate) struct Recipe {
     /// No link is followed on the way to the source of a bind mount.
     pub(crate) plain_sources: bool,
     pub(crate) devices: Vec<Node>,
-    /// Nodes are bind mounts of the host's (user namespaces).
-    pub(crate) bind_devices: bool,
+    /// The users of a user namespace.
+    pub(crate) users: Option<Users>,
     pub(crate) masked: Vec<PathBuf>,
     pub(crate) readonly: Vec<PathBuf>,
     /// `CLONE_NEW*` of the namespaces to be made.
@@ -106,6 +106,23 @@ impl Default for Root {
     }
 }
 
+/// The ids of a user namespace, and what of the container is prepared outside it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Users {
+    pub(crate) uids: Vec<IdMap>,
+    pub(crate) gids: Vec<IdMap>,
+    /// The root's files are stored with the ids that they have inside.
+    pub(crate) idmap_root: bool,
+}
+
+/// The host's id for an id inside.
+pub(crate) fn outside(maps: &[IdMap], id: u32) -> Option<u32> {
+    let map = maps
+        .iter()
+        .find(|m| id.checked_sub(m.inside).is_some_and(|d| d < m.count))?;
+    map.outside.checked_add(id - map.inside)
+}
+
 /// One mount.
 #[derive(Debug, Clone)]
 pub(crate) struct Mount {
@@ -113,6 +130,17 @@ pub(crate) struct Mount {
     pub(crate) source: PathBuf,
     pub(crate) fs: String,
     pub(crate) options: Options,
+    /// Ids shown through maps.
+    pub(crate) idmap: Option<IdMapping>,
+}
+
+/// Ids of a mount shown through maps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct IdMapping {
+    /// Everything below too.
+    pub(crate) recursive: bool,
+    /// uid_map and gid_map as text; `None`: those of the container's user namespace.
+    pub(crate) maps: Option<(String, String)>,
 }
 
 /// One device node.

@@ -15,6 +15,7 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mkdirat, mode_t};
 
 use crate::options::Options;
 use crate::overlay;
+use crate::prepare::Prepared;
 use crate::recipe::{Mount, Recipe, Root};
 use crate::report::{Failure, Step};
 use crate::sys::mount::{self as sys, FsContext, Resolve, attr, fs_magic, open_below};
@@ -41,8 +42,11 @@ const PROC_FILES: [&str; 10] = [
 pub(crate) struct Rootfs<'a> {
     recipe: &'a Recipe,
     pub(crate) root: OwnedFd,
-    /// One for each mount of the recipe: the cloned source of a bind.
+    /// One for each mount of the recipe: the cloned source of a bind, or what was prepared outside.
     trees: Vec<Option<OwnedFd>>,
+    /// One for each device of the recipe that was prepared outside and does not lie below /dev.
+    nodes: Vec<Option<OwnedFd>>,
+    prepared_outside: bool,
 }
 
 pub(crate) fn is_dir(stat: &FileStat) -> bool {
@@ -54,7 +58,12 @@ fn kind_of(stat: &FileStat) -> SFlag {
 }
 
 /// Apply attributes and propagation to a detached (or our own) mount.
-fn adjust(mount: BorrowedFd<'_>, o: &Options, own_flags: bool, path: &Path) -> Result<(), Failure> {
+pub(crate) fn adjust(
+    mount: BorrowedFd<'_>,
+    o: &Options,
+    own_flags: bool,
+    path: &Path,
+) -> Result<(), Failure> {
     if own_flags && (o.set != 0 || o.clear != 0) {
         sys::set_attributes(mount, false, o.set, o.clear, 0).step("mount flags", path)?;
     }
@@ -68,6 +77,38 @@ fn adjust(mount: BorrowedFd<'_>, o: &Options, own_flags: bool, path: &Path) -> R
     Ok(())
 }
 
+/// A detached copy of the source of a bind mount, which hears of the host's later mounts unless the options say
+/// otherwise; `users` are those whose maps it is shown through.
+pub(crate) fn bind(
+    recipe: &Recipe,
+    mount: &Mount,
+    recursive: bool,
+    users: Option<BorrowedFd<'_>>,
+) -> Result<OwnedFd, Failure> {
+    let tree = source(recipe, &mount.source, recursive).step("bind", &mount.source)?;
+    if mount.options.propagation.is_empty() {
+        sys::set_attributes(tree.as_fd(), true, 0, 0, libc::MS_SLAVE)
+            .step("mount propagation", &mount.source)?;
+    }
+    idmap(mount, tree.as_fd(), users)?;
+    Ok(tree)
+}
+
+/// Show a detached mount through maps, where that is asked for.
+pub(crate) fn idmap(
+    mount: &Mount,
+    tree: BorrowedFd<'_>,
+    users: Option<BorrowedFd<'_>>,
+) -> Result<(), Failure> {
+    match (&mount.idmap, users) {
+        (Some(wanted), Some(users)) => {
+            sys::set_idmap(tree, wanted.recursive, users).step("idmap", &mount.destination)
+        }
+        (Some(_), None) => Err(Failure::refused("idmap", &mount.destination, "there are no maps")),
+        (None, _) => Ok(()),
+    }
+}
+
 /// A detached copy of what is to be bound.
 fn source(recipe: &Recipe, path: &Path, recursive: bool) -> Result<OwnedFd, Errno> {
     if !recipe.plain_sources {
@@ -79,36 +120,83 @@ fn source(recipe: &Recipe, path: &Path, recursive: bool) -> Result<OwnedFd, Errn
     sys::clone_tree(found.as_fd(), Path::new(""), recursive)
 }
 
+/// A file system of its own, detached.
+pub(crate) fn new_fs(
+    recipe: &Recipe,
+    mount: &Mount,
+    data: &[(String, Option<String>)],
+) -> Result<OwnedFd, Failure> {
+    let step = format!("mount {}", mount.fs);
+    let dest = &mount.destination;
+    let context = FsContext::open(&mount.fs).step(&step, dest)?;
+    let words = |errno| Failure::new(&step, dest, errno).with(context.message());
+    if !mount.source.as_os_str().is_empty() {
+        use std::os::unix::ffi::OsStrExt;
+        context
+            .set("source", mount.source.as_os_str().as_bytes())
+            .map_err(words)?;
+    }
+    for (key, value) in data {
+        let result = match value {
+            Some(value) => context.set(key, value.as_bytes()),
+            None => context.flag(key),
+        };
+        result.map_err(|errno| {
+            let mut failure = words(errno);
+            failure.detail = format!("option \"{key}\": {}", failure.detail);
+            failure
+        })?;
+    }
+    if let Some(label) = &recipe.mount_label
+        && matches!(mount.fs.as_str(), "tmpfs" | "devpts" | "ramfs")
+    {
+        context.set("context", label.as_bytes()).map_err(words)?;
+    }
+    context
+        .mount(mount.options.set)
+        .map_err(|(errno, message)| Failure::new(&step, dest, errno).with(message))
+}
+
 impl<'a> Rootfs<'a> {
-    /// Clone the sources, cut the host off from what follows, and attach the root.
-    pub(crate) fn begin(recipe: &'a Recipe) -> Result<Self, Failure> {
-        let mut trees = Vec::with_capacity(recipe.mounts.len());
-        for mount in &recipe.mounts {
-            trees.push(match mount.options.bind {
-                Some(recursive) => {
-                    let tree = source(recipe, &mount.source, recursive).step("bind", &mount.source)?;
-                    if mount.options.propagation.is_empty() {
-                        sys::set_attributes(tree.as_fd(), true, 0, 0, libc::MS_SLAVE)
-                            .step("mount propagation", &mount.source)?;
-                    }
-                    Some(tree)
-                }
-                None => None,
-            });
-        }
-        let root = match &recipe.root {
-            Root::Dir(path) => {
-                let tree = sys::clone_tree(AT_FDCWD, path, true).step("open root file system", path)?;
-                sys::set_attributes(tree.as_fd(), true, 0, 0, libc::MS_SLAVE)
-                    .step("mount propagation", path)?;
+    /// Clone the sources, cut the host off from what follows, and attach the root. In a user namespace the sources
+    /// and the root have been prepared outside; else `idmaps` are the maps of the mounts that have some.
+    pub(crate) fn begin(
+        recipe: &'a Recipe,
+        prepared: Option<Prepared>,
+        idmaps: &[Option<OwnedFd>],
+    ) -> Result<Self, Failure> {
+        let prepared_outside = prepared.is_some();
+        let (root, trees, nodes) = match prepared {
+            Some(prepared) => {
                 sys::set_root_attributes(true, 0, libc::MS_SLAVE).step("mount propagation", "/")?;
-                let target = open_dir(path).step("open root file system", path)?;
-                sys::attach(tree.as_fd(), target.as_fd()).step("mount root file system", path)?;
-                tree
+                let at = match &recipe.root {
+                    Root::Dir(path) => path,
+                    Root::Overlay { at, .. } => at,
+                };
+                // A place that the users of the namespace cannot reach gives way to one that is always there.
+                let target = match open_dir(at) {
+                    Err(Errno::EACCES) => open_dir(Path::new("/")),
+                    other => other,
+                };
+                let target = target.step("open root file system", at)?;
+                sys::attach(prepared.root.as_fd(), target.as_fd()).step("mount root file system", at)?;
+                (prepared.root, prepared.trees, prepared.nodes)
             }
-            Root::Overlay { lower, upper, at } => {
-                sys::set_root_attributes(true, 0, libc::MS_SLAVE).step("mount propagation", "/")?;
-                overlay::mount(lower, upper.as_ref(), at, recipe.mount_label.as_deref())?
+            None => {
+                let mut trees = Vec::with_capacity(recipe.mounts.len());
+                for (at, mount) in recipe.mounts.iter().enumerate() {
+                    let users = idmaps.get(at).and_then(Option::as_ref).map(AsFd::as_fd);
+                    trees.push(match mount.options.bind {
+                        Some(recursive) => Some(bind(recipe, mount, recursive, users)?),
+                        None if mount.idmap.is_some() => {
+                            let tree = new_fs(recipe, mount, &mount.options.data)?;
+                            idmap(mount, tree.as_fd(), users)?;
+                            Some(tree)
+                        }
+                        None => None,
+                    });
+                }
+                (Self::attach_root(recipe)?, trees, Vec::new())
             }
         };
         for name in ["dev", "proc", "sys"] {
@@ -125,7 +213,31 @@ impl<'a> Rootfs<'a> {
                 Err(errno) => return Err(Failure::new("root file system", Path::new("/").join(name), errno)),
             }
         }
-        Ok(Self { recipe, root, trees })
+        Ok(Self {
+            recipe,
+            root,
+            trees,
+            nodes,
+            prepared_outside,
+        })
+    }
+
+    fn attach_root(recipe: &Recipe) -> Result<OwnedFd, Failure> {
+        match &recipe.root {
+            Root::Dir(path) => {
+                let tree = sys::clone_tree(AT_FDCWD, path, true).step("open root file system", path)?;
+                sys::set_attributes(tree.as_fd(), true, 0, 0, libc::MS_SLAVE)
+                    .step("mount propagation", path)?;
+                sys::set_root_attributes(true, 0, libc::MS_SLAVE).step("mount propagation", "/")?;
+                let target = open_dir(path).step("open root file system", path)?;
+                sys::attach(tree.as_fd(), target.as_fd()).step("mount root file system", path)?;
+                Ok(tree)
+            }
+            Root::Overlay { lower, upper, at } => {
+                sys::set_root_attributes(true, 0, libc::MS_SLAVE).step("mount propagation", "/")?;
+                overlay::mount(lower, upper.as_ref(), at, recipe.mount_label.as_deref())
+            }
+        }
     }
 
     /// Make every mount, and the device nodes as soon as /dev is there.
@@ -134,7 +246,11 @@ impl<'a> Rootfs<'a> {
             let tree = self.trees[at].take();
             self.mount(mount, tree)?;
             if mount.destination == Path::new("/dev") {
-                crate::dev::populate(self.root.as_fd(), self.recipe)?;
+                if self.prepared_outside {
+                    crate::dev::bind_prepared(self.root.as_fd(), self.recipe, &self.nodes)?;
+                } else {
+                    crate::dev::populate(self.root.as_fd(), self.recipe)?;
+                }
             }
         }
         Ok(())
@@ -145,12 +261,14 @@ impl<'a> Rootfs<'a> {
         let (fd, directory) = match tree {
             Some(tree) => {
                 let stat = fstat(&tree).step("bind", &mount.source)?;
-                adjust(tree.as_fd(), &mount.options, true, dest)?;
+                if !self.prepared_outside {
+                    adjust(tree.as_fd(), &mount.options, true, dest)?;
+                }
                 let directory = is_dir(&stat);
                 (tree, directory)
             }
             None if mount.fs == "cgroup" => return self.mount_cgroups(mount),
-            None => (self.new_fs(mount)?, true),
+            None => (new_fs(self.recipe, mount, &mount.options.data)?, true),
         };
         let target = self.target(dest, directory)?;
         self.check_proc(mount, &fd, &target)?;
@@ -159,38 +277,6 @@ impl<'a> Rootfs<'a> {
             adjust(fd.as_fd(), &mount.options, false, dest)?;
         }
         Ok(())
-    }
-
-    fn new_fs(&self, mount: &Mount) -> Result<OwnedFd, Failure> {
-        let step = format!("mount {}", mount.fs);
-        let dest = &mount.destination;
-        let context = FsContext::open(&mount.fs).step(&step, dest)?;
-        let words = |errno| Failure::new(&step, dest, errno).with(context.message());
-        if !mount.source.as_os_str().is_empty() {
-            use std::os::unix::ffi::OsStrExt;
-            context
-                .set("source", mount.source.as_os_str().as_bytes())
-                .map_err(words)?;
-        }
-        for (key, value) in &mount.options.data {
-            let result = match value {
-                Some(value) => context.set(key, value.as_bytes()),
-                None => context.flag(key),
-            };
-            result.map_err(|errno| {
-                let mut failure = words(errno);
-                failure.detail = format!("option \"{key}\": {}", failure.detail);
-                failure
-            })?;
-        }
-        if let Some(label) = &self.recipe.mount_label
-            && matches!(mount.fs.as_str(), "tmpfs" | "devpts" | "ramfs")
-        {
-            context.set("context", label.as_bytes()).map_err(words)?;
-        }
-        context
-            .mount(mount.options.set)
-            .map_err(|(errno, message)| Failure::new(&step, dest, errno).with(message))
     }
 
     /// A container's own cgroup directory and nothing above it, whatever the cgroup version.

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // helpers of tests
 
 mod common;
+mod made;
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
@@ -19,69 +20,8 @@ use berth_runtime::{
     Stdio,
 };
 use common::Bundle;
+use made::{Made, hierarchy, make, pipe, plan, stdio};
 use serde_json::json;
-
-/// A container's output: the read end of a pipe.
-struct Made {
-    container: Container,
-    output: File,
-}
-
-fn pipe() -> (File, OwnedFd) {
-    let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
-    (read.into(), write)
-}
-
-fn stdio(out: OwnedFd) -> Stdio {
-    let err = out.try_clone().unwrap();
-    Stdio {
-        stdin: File::open("/dev/null").unwrap().into(),
-        stdout: out,
-        stderr: err,
-    }
-}
-
-fn hierarchy() -> Hierarchy {
-    Hierarchy::discover(Path::new("/")).unwrap()
-}
-
-fn plan(b: &Bundle, extensions: &Extensions) -> Plan {
-    let spec = serde_json::from_value(b.config.clone()).unwrap();
-    let (root, hierarchy) = (b.root(), hierarchy());
-    let context = Context {
-        state_root: &root,
-        hierarchy: &hierarchy,
-        cgroup_parent: "",
-        detached: false,
-    };
-    Plan::prepare(&b.id, &b.dir, &spec, extensions, &context).unwrap()
-}
-
-fn make(b: &Bundle, extensions: &Extensions) -> Made {
-    let (output, write) = pipe();
-    let container = plan(b, extensions).create(stdio(write)).unwrap();
-    Made { container, output }
-}
-
-impl Made {
-    /// Wait for the end, free it, give what it wrote.
-    fn finish(mut self, b: &Bundle) -> String {
-        self.container.wait().unwrap();
-        self.container.delete().unwrap();
-        b.assert_nothing_left();
-        let mut text = String::new();
-        self.output.read_to_string(&mut text).unwrap();
-        text
-    }
-
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        BufReader::with_capacity(1, &mut self.output)
-            .read_line(&mut line)
-            .unwrap();
-        line.trim_end().to_owned()
-    }
-}
 
 fn layers_are_stacked_and_only_the_upper_is_written() {
     let b = Bundle::new("cat /a /b; echo new > /b; cat /b");

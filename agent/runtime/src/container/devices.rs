@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use super::{Container, ContainerError};
 use crate::net;
 use crate::plan::Interface;
-use crate::recipe::{Node, NodeKind};
+use crate::recipe::{Node, NodeKind, Users};
 use crate::report::Failure;
 
 /// A device to be put into a running or armed container.
@@ -97,13 +97,20 @@ impl Container {
         if !device.path.starts_with("/dev/") || device.path.components().any(|c| c.as_os_str() == "..") {
             return Err(bad("the path must lie below /dev"));
         }
-        if self.record.promise.uid_map.is_some() {
-            return Err(bad("a container with a user namespace cannot be given a device"));
-        }
         let access: Access = device.access.parse().map_err(|e: String| bad(&e))?;
         let root = self.root()?;
         self.group()?.allow_device(&device.rule(true, access))?;
-        if let Err(failure) = crate::dev::inject(root.as_fd(), &device.node()) {
+        // Made from outside on a file system of the host's users, with the host's ids of its owner.
+        let promise = &self.record.promise;
+        let users = match (&promise.uid_map, &promise.gid_map) {
+            (Some(uids), Some(gids)) => Some(Users {
+                uids: uids.clone(),
+                gids: gids.clone(),
+                idmap_root: false,
+            }),
+            _ => None,
+        };
+        if let Err(failure) = crate::dev::inject(root.as_fd(), &device.node(), users.as_ref()) {
             self.group()?.deny_device(&device.rule(false, access))?;
             return Err(failure.into());
         }

@@ -79,14 +79,6 @@ pub(super) fn unsupported(spec: &Spec) -> Result<(), PlanError> {
             return refuse("process.user.username");
         }
     }
-    for mount in spec.mounts().iter().flatten() {
-        if mount.uid_mappings().is_some() {
-            return refuse("mounts[].uidMappings");
-        }
-        if mount.gid_mappings().is_some() {
-            return refuse("mounts[].gidMappings");
-        }
-    }
     let Some(linux) = spec.linux() else { return Ok(()) };
     if linux.intel_rdt().is_some() {
         return refuse("linux.intelRdt");

@@ -13,7 +13,7 @@ use super::{Extensions, PlanError};
 use crate::proof::{
     IdMap, IsolationPromise, MountPromise, NamespaceKind, NamespacePromise, Promise, Rlimit, SeccompPromise,
 };
-use crate::recipe::{Label, Mount, Recipe};
+use crate::recipe::{Label, Mount, Recipe, outside};
 use crate::sys::mount::attr;
 
 /// Everything that is known before the container exists.
@@ -33,15 +33,12 @@ pub(super) fn write(
         }),
     };
     let cpus = list("cpus", cpu.and_then(|c| c.cpus().as_ref()))?;
-    let uid_map = map(linux.and_then(|l| l.uid_mappings().as_ref()));
-    let gid_map = map(linux.and_then(|l| l.gid_mappings().as_ref()));
+    let uid_map = recipe.users.as_ref().map(|u| u.uids.clone());
+    let gid_map = recipe.users.as_ref().map(|u| u.gids.clone());
     let words = &recipe.process;
     let host = |map: &Option<Vec<IdMap>>, id: u32, field: &str| match map {
         None => Ok(id),
-        Some(map) => map
-            .iter()
-            .find(|m| id.checked_sub(m.inside).is_some_and(|d| d < m.count))
-            .map(|m| m.outside + (id - m.inside))
+        Some(map) => outside(map, id)
             .ok_or_else(|| PlanError::refused(field, format!("{id} is not mapped in the user namespace"))),
     };
     let groups: Result<Vec<u32>, PlanError> = words
@@ -121,19 +118,6 @@ fn own_filters() -> u32 {
     line.and_then(|v| v.trim().parse().ok()).unwrap_or(0)
 }
 
-fn map(list: Option<&Vec<oci::LinuxIdMapping>>) -> Option<Vec<IdMap>> {
-    let list = list.filter(|l| !l.is_empty())?;
-    Some(
-        list.iter()
-            .map(|m| IdMap {
-                inside: m.container_id(),
-                outside: m.host_id(),
-                count: m.size(),
-            })
-            .collect(),
-    )
-}
-
 fn namespaces(linux: Option<&oci::Linux>) -> Result<BTreeMap<NamespaceKind, NamespacePromise>, PlanError> {
     use std::os::unix::fs::MetadataExt;
     let kinds = [
@@ -183,6 +167,7 @@ fn mounts(mounts: &[Mount]) -> Vec<MountPromise> {
                 .iter()
                 .filter(|(bit, _)| (m.options.set | m.options.set_below) & bit != 0)
                 .map(|(_, word)| (*word).to_owned())
+                .chain(m.idmap.iter().map(|_| "idmapped".to_owned()))
                 .collect(),
         })
         .collect()

@@ -7,7 +7,7 @@ use oci_spec::runtime::{
     self as oci, Linux, LinuxDeviceCgroup, LinuxDeviceType, LinuxNamespaceType, LinuxResources, Spec,
 };
 
-use super::{Extensions, Hooks, Interface, PlanError, checks, process};
+use super::{Extensions, Hooks, Interface, PlanError, checks, process, users};
 use crate::hooks::Hook;
 use crate::options;
 use crate::recipe::{Mount, Node, NodeKind, Recipe, Root};
@@ -32,6 +32,10 @@ pub(super) fn write(
     let own_users = new & libc::CLONE_NEWUSER as u64 != 0;
     let (root, root_readonly) = root(bundle, spec, extensions)?;
     let devices = devices(linux)?;
+    let users = own_users.then(|| users::of(linux, extensions));
+    if let Some(users) = &users {
+        users::own(users, &devices)?;
+    }
     let hooks = spec.hooks().as_ref();
     let uts = checks::has_own(linux, LinuxNamespaceType::Uts);
     let name = |field: &str, value: &Option<String>| match value.as_deref() {
@@ -69,8 +73,8 @@ pub(super) fn write(
         root,
         root_readonly,
         propagation,
-        mounts: mounts(bundle, spec)?,
-        bind_devices: own_users,
+        mounts: mounts(bundle, spec, own_users)?,
+        users,
         devices,
         masked: paths(linux.and_then(|l| l.masked_paths().as_ref()), "linux.maskedPaths")?,
         readonly: paths(
@@ -185,7 +189,7 @@ fn root(bundle: &Path, spec: &Spec, extensions: &Extensions) -> Result<(Root, bo
     ))
 }
 
-fn mounts(bundle: &Path, spec: &Spec) -> Result<Vec<Mount>, PlanError> {
+fn mounts(bundle: &Path, spec: &Spec, own_users: bool) -> Result<Vec<Mount>, PlanError> {
     let mut all = Vec::new();
     for mount in spec.mounts().iter().flatten() {
         let refuse = |why: String| {
@@ -231,11 +235,13 @@ fn mounts(bundle: &Path, spec: &Spec) -> Result<Vec<Mount>, PlanError> {
         } else {
             fs.to_owned()
         };
+        let idmap = users::mapping(mount, &options, own_users).map_err(refuse)?;
         all.push(Mount {
             destination,
             source,
             fs,
             options,
+            idmap,
         });
     }
     if !all.iter().any(|m| m.destination == Path::new("/dev")) {
@@ -249,6 +255,7 @@ fn mounts(bundle: &Path, spec: &Spec) -> Result<Vec<Mount>, PlanError> {
             source: "tmpfs".into(),
             fs: "tmpfs".into(),
             options,
+            idmap: None,
         };
         let below = |m: &Mount| m.destination.starts_with("/dev");
         all.insert(all.iter().position(below).unwrap_or(all.len()), dev);
@@ -360,37 +367,6 @@ pub(super) fn outer_hooks(spec: &Spec) -> Result<Hooks, PlanError> {
         poststart: hooks_of("poststart", hooks.poststart().as_ref())?,
         poststop: hooks_of("poststop", hooks.poststop().as_ref())?,
     })
-}
-
-/// uid_map and gid_map as text; both empty without a user namespace.
-pub(super) fn id_maps(linux: Option<&Linux>) -> Result<(String, String), PlanError> {
-    let text = |list: Option<&Vec<oci::LinuxIdMapping>>| {
-        let lines = list.into_iter().flatten();
-        lines
-            .map(|m| format!("{} {} {}\n", m.container_id(), m.host_id(), m.size()))
-            .collect::<String>()
-    };
-    let maps = (
-        text(linux.and_then(|l| l.uid_mappings().as_ref())),
-        text(linux.and_then(|l| l.gid_mappings().as_ref())),
-    );
-    let own = checks::has_own(linux, LinuxNamespaceType::User);
-    for (field, map) in [("linux.uidMappings", &maps.0), ("linux.gidMappings", &maps.1)] {
-        if own && map.is_empty() {
-            return Err(PlanError::refused_hint(
-                field,
-                "a user namespace without mappings has no users",
-                format!("add {field} to the configuration"),
-            ));
-        }
-        if !own && !map.is_empty() {
-            return Err(PlanError::refused(
-                field,
-                "the container has no user namespace of its own",
-            ));
-        }
-    }
-    Ok(maps)
 }
 
 /// `linux.netDevices`.

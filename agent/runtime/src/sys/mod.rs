@@ -4,5 +4,6 @@
 //! Invariants: a function takes borrowed descriptors and gives owned ones back; every descriptor it makes is
 //! close-on-exec; a path with a NUL byte is EINVAL.
 
+pub(crate) mod fds;
 pub(crate) mod mount;
 pub(crate) mod process;

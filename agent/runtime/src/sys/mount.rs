@@ -35,6 +35,8 @@ pub(crate) mod attr {
     pub(crate) const STRICTATIME: u64 = 0x20;
     pub(crate) const NODIRATIME: u64 = 0x80;
     pub(crate) const NOSYMFOLLOW: u64 = 0x20_0000;
+    /// Ids are shown through the maps of a user namespace.
+    pub(super) const IDMAP: u64 = 0x10_0000;
 }
 
 /// How a path below a root is resolved.
@@ -243,7 +245,23 @@ pub(crate) fn set_attributes(
     )
 }
 
-/// The same for the mount at `/` of the calling process.
+/// Show the ids of a detached mount through the maps of a user namespace: what is id N on the disk is what that
+/// namespace maps N to.
+pub(crate) fn set_idmap(mount: BorrowedFd<'_>, recursive: bool, users: BorrowedFd<'_>) -> Result<(), Errno> {
+    set_attributes_at(
+        mount.as_raw_fd(),
+        c"",
+        recursive,
+        MountAttr {
+            set: attr::IDMAP,
+            clear: 0,
+            propagation: 0,
+            userns_fd: users.as_raw_fd() as u64,
+        },
+    )
+}
+
+/// Attributes and propagation of the mount at `/` of the calling process.
 pub(crate) fn set_root_attributes(recursive: bool, set: u64, propagation: u64) -> Result<(), Errno> {
     set_attributes_at(
         libc::AT_FDCWD,

@@ -25,16 +25,9 @@ const APPLETS: [&str; 20] = [
     "mknod", "touch", "readlink", "ip", "kill", "stat", "echo",
 ];
 
+/// The OCI command line as a program; cargo builds it for every test.
 pub(crate) fn program() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let target = test.parent().and_then(Path::parent).unwrap();
-    let program = target.join("examples/oci");
-    assert!(
-        program.exists(),
-        "{} is not built: cargo build --example oci",
-        program.display()
-    );
-    program
+    env!("CARGO_BIN_EXE_berth-oci").into()
 }
 
 impl Bundle {
