@@ -114,6 +114,7 @@ pub fn compose(inputs: &Inputs<'_>) -> Result<Composed, Refusal> {
         lower: inputs.layers.to_vec(),
         upper: writable.then(|| inputs.storage.join("upper")),
         work: writable.then(|| inputs.storage.join("work")),
+        idmap_root: true,
         timer_slack_ns: request.timer_slack_ns,
         scheduler: request.scheduler,
         affinity: Some(cpus),

@@ -5,19 +5,16 @@
 mod common;
 mod made;
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio as ProcessStdio};
 use std::time::{Duration, Instant};
 
-use berth_rt::cgroup::Hierarchy;
 use berth_runtime::proof::Stage;
 use berth_runtime::state::Status;
 use berth_runtime::{
     Container, Context, CreateCause, Device, ExecRequest, Extensions, Interface, Plan, StartArgs, StartCause,
-    Stdio,
 };
 use common::Bundle;
 use made::{Made, hierarchy, make, pipe, plan, stdio};
