@@ -6,6 +6,7 @@
 
 pub mod cgroup;
 pub mod cpu;
+pub mod knob;
 pub mod node;
 pub mod partition;
 pub mod placement;

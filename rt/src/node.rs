@@ -1,11 +1,17 @@
-//! The `spec` of a `Node` document: which CPUs are kept for housekeeping, which are given away, and how much real time
-//! there is for workloads. Checked against the topology; together they make the [`Pool`] of the placement.
+//! The `spec` of a `Node` document: which CPUs are kept for housekeeping, which are given away, how much real time there
+//! is for workloads, and how the node itself is tuned ([`crate::knob`]). Checked against the topology; CPUs and budget make
+//! the [`Pool`] of the placement.
 //!
-//! A field that is not given is filled so that nothing is lost: what is not isolated is housekeeping and the other way round;
-//! without both, the core of the lowest CPU is housekeeping and every other core is given away.
+//! A field of `cpus` that is not given is filled so that nothing is lost: what is not isolated is housekeeping and the other
+//! way round; without both, the core of the lowest CPU is housekeeping and every other core is given away. Any other field
+//! that is not given leaves the node as it is, unless a hint fills it ([`NodeSpec::effective`]).
+
+mod hints;
+mod sections;
+mod validate;
+mod values;
 
 use std::fmt;
-use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +19,15 @@ use crate::cgroup::Support;
 use crate::cpu::CpuSet;
 use crate::placement::{Core, Pool};
 use crate::topology::Topology;
+
+pub use sections::{
+    Frequencies, FrequencyOf, Hints, Hugepage, Hugepages, Interrupts, KernelWants, MachineCheck, MemoryNoise,
+    NetDevice, NodeCpus, NodeNetwork, NodeRealtime, Numa, NumaPolicy, Power, Preemption, Priorities, Pstate,
+    Transparent, Watchdogs, Workqueues,
+};
+pub use values::{
+    CpuChoice, KiloHertz, PageSize, PerSecond, Priority, Queues, ResumeLatency, Seconds, Share,
+};
 
 /// `spec` of `kind: Node`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,89 +37,42 @@ pub struct NodeSpec {
     pub cpus: NodeCpus,
     /// Real time.
     pub realtime: NodeRealtime,
-}
-
-/// `spec.cpus` of a node.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
-pub struct NodeCpus {
-    /// Where everything runs that is not given a core.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub housekeeping: Option<CpuSet>,
-    /// The CPUs that are given away as whole cores.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub isolated: Option<CpuSet>,
-}
-
-/// `spec.realtime` of a node.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
-pub struct NodeRealtime {
-    /// Real-time budget of all workloads together; what the kernel has when not given.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub budget: Option<PerSecond>,
-}
-
-/// A share of each second in microseconds, written `900ms`, `900000us` or `1s`; above 0, at most a second.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct PerSecond(u64);
-
-impl PerSecond {
-    /// Microseconds of each second.
-    #[must_use]
-    pub fn us(self) -> u64 {
-        self.0
-    }
-}
-
-impl FromStr for PerSecond {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<PerSecond, String> {
-        let bad = || format!("`{text}` is not a share of a second: expected such as 900ms, 900000us or 1s");
-        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-        let (number, unit) = text.split_at(digits);
-        let factor = match unit {
-            "us" => 1,
-            "ms" => 1_000,
-            "s" => 1_000_000,
-            _ => return Err(bad()),
-        };
-        let us = number
-            .parse::<u64>()
-            .ok()
-            .and_then(|number| number.checked_mul(factor))
-            .ok_or_else(bad)?;
-        if us == 0 || us > 1_000_000 {
-            return Err(format!("`{text}` is not above 0 and at most 1s"));
-        }
-        Ok(PerSecond(us))
-    }
-}
-
-impl fmt::Display for PerSecond {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            us if us % 1_000_000 == 0 => write!(f, "{}s", us / 1_000_000),
-            us if us % 1_000 == 0 => write!(f, "{}ms", us / 1_000),
-            us => write!(f, "{us}us"),
-        }
-    }
-}
-
-impl TryFrom<String> for PerSecond {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<PerSecond, String> {
-        text.parse()
-    }
-}
-
-impl From<PerSecond> for String {
-    fn from(share: PerSecond) -> String {
-        share.to_string()
-    }
+    /// What fills fields that are not given.
+    #[serde(skip_serializing_if = "Hints::is_empty")]
+    pub hints: Hints,
+    /// Huge pages.
+    #[serde(skip_serializing_if = "Hugepages::is_empty")]
+    pub hugepages: Hugepages,
+    /// CPU frequencies.
+    #[serde(skip_serializing_if = "Frequencies::is_empty")]
+    pub frequency: Frequencies,
+    /// Idle states.
+    #[serde(skip_serializing_if = "Power::is_empty")]
+    pub power: Power,
+    /// Device interrupts.
+    #[serde(skip_serializing_if = "Interrupts::is_empty")]
+    pub interrupts: Interrupts,
+    /// Memory nodes.
+    #[serde(skip_serializing_if = "Numa::is_empty")]
+    pub numa: Numa,
+    /// Network queues and packet steering.
+    #[serde(skip_serializing_if = "NodeNetwork::is_empty")]
+    pub network: NodeNetwork,
+    /// What the memory management does on its own.
+    #[serde(skip_serializing_if = "MemoryNoise::is_empty")]
+    pub memory: MemoryNoise,
+    /// The kernel's lockup detectors.
+    #[serde(skip_serializing_if = "Watchdogs::is_empty")]
+    pub watchdogs: Watchdogs,
+    /// The kernel's unbound work.
+    #[serde(skip_serializing_if = "Workqueues::is_empty")]
+    pub workqueues: Workqueues,
+    /// Machine checks (x86).
+    #[serde(skip_serializing_if = "MachineCheck::is_empty")]
+    pub machine_check: MachineCheck,
+    /// The kernel and its arguments.
+    #[serde(skip_serializing_if = "KernelWants::is_empty")]
+    pub kernel: KernelWants,
 }
 
 /// Something wrong with a node document on this node.
@@ -127,88 +95,27 @@ impl fmt::Display for Problem {
 }
 
 impl NodeSpec {
-    /// The housekeeping and the isolated CPUs, with what is not given filled in.
+    /// The housekeeping and the isolated CPUs, with what is not given filled in; shared and off-lined CPUs are in neither
+    /// unless they are named there.
     #[must_use]
     pub fn cpus(&self, topology: &Topology) -> (CpuSet, CpuSet) {
-        let online = topology.online();
+        let mut left = topology.online();
+        for taken in [&self.cpus.shared, &self.cpus.offlined].into_iter().flatten() {
+            left = left.difference(taken);
+        }
         match (&self.cpus.housekeeping, &self.cpus.isolated) {
             (Some(housekeeping), Some(isolated)) => (housekeeping.clone(), isolated.clone()),
-            (Some(housekeeping), None) => (housekeeping.clone(), online.difference(housekeeping)),
-            (None, Some(isolated)) => (online.difference(isolated), isolated.clone()),
+            (Some(housekeeping), None) => (housekeeping.clone(), left.difference(housekeeping)),
+            (None, Some(isolated)) => (left.difference(isolated), isolated.clone()),
             (None, None) => {
-                let first = topology.cpus.iter().find(|cpu| cpu.online);
+                let first = topology.cpus.iter().find(|cpu| left.contains(cpu.id));
                 let housekeeping = first
-                    .map(|cpu| cpu.siblings.intersection(&online))
+                    .map(|cpu| cpu.siblings.intersection(&left))
                     .unwrap_or_default();
-                let isolated = online.difference(&housekeeping);
+                let isolated = left.difference(&housekeeping);
                 (housekeeping, isolated)
             }
         }
-    }
-
-    /// Everything that is wrong with the document on a node of this topology; empty when it is good.
-    #[must_use]
-    pub fn validate(&self, topology: &Topology) -> Vec<Problem> {
-        let mut problems = Vec::new();
-        let mut add = |path: &str, message: String, hint: Option<String>| {
-            problems.push(Problem {
-                path: path.into(),
-                message,
-                hint,
-            });
-        };
-        let online = topology.online();
-        let given = [
-            ("spec.cpus.housekeeping", &self.cpus.housekeeping),
-            ("spec.cpus.isolated", &self.cpus.isolated),
-        ];
-        for (path, cpus) in given
-            .iter()
-            .filter_map(|(path, cpus)| Some((path, cpus.as_ref()?)))
-        {
-            let absent = cpus.difference(&online);
-            if !absent.is_empty() {
-                let message = format!("CPUs {absent} are not online");
-                add(
-                    path,
-                    message,
-                    Some(format!("the node's online CPUs are {online}")),
-                );
-            }
-        }
-        let (housekeeping, isolated) = self.cpus(topology);
-        let both = housekeeping.intersection(&isolated);
-        if !both.is_empty() {
-            let message = format!("CPUs {both} are in spec.cpus.housekeeping too");
-            add(
-                "spec.cpus.isolated",
-                message,
-                Some(format!("isolated could be {}", isolated.difference(&both))),
-            );
-        }
-        if housekeeping.intersection(&online).is_empty() {
-            let hint = "leave at least one core of the online CPUs for the system and for berth itself";
-            add(
-                "spec.cpus.housekeeping",
-                "no CPU is left for housekeeping".into(),
-                Some(hint.into()),
-            );
-        }
-        for cpu in topology
-            .cpus
-            .iter()
-            .filter(|cpu| cpu.online && cpu.siblings.first() == Some(cpu.id))
-        {
-            let threads = cpu.siblings.intersection(&online);
-            let inside = threads.intersection(&isolated);
-            if !inside.is_empty() && inside != threads && both.is_empty() {
-                let message =
-                    format!("CPUs {threads} are threads of one core, but only {inside} are isolated");
-                let hint = format!("put all of {threads} on one side: a neighbour on the same core disturbs");
-                add("spec.cpus.isolated", message, Some(hint));
-            }
-        }
-        problems
     }
 
     /// The pool that the placement gives from.
@@ -216,7 +123,7 @@ impl NodeSpec {
     /// # Errors
     /// What [`validate`](NodeSpec::validate) finds, and a budget that the kernel does not have.
     pub fn pool(&self, topology: &Topology, support: &Support) -> Result<Pool, Vec<Problem>> {
-        let mut problems = self.validate(topology);
+        let mut problems = self.validate(Some(topology));
         let most = match support {
             Support::PerGroup(budget) | Support::NodeOnly(Some(budget)) => {
                 let share = u128::from(budget.runtime_us) * 1_000_000 / u128::from(budget.period_us.max(1));
@@ -313,6 +220,9 @@ mod tests {
             (r#"{"cpus":{"housekeeping":"0-1"}}"#, "0-1", "2-3"),
             (r#"{"cpus":{"isolated":"1"}}"#, "0,2-3", "1"),
             (r#"{"cpus":{"housekeeping":"0","isolated":"2-3"}}"#, "0", "2-3"),
+            (r#"{"cpus":{"reserved":"0","isolated":"2-3"}}"#, "0", "2-3"),
+            (r#"{"cpus":{"isolated":"2-3","shared":"1"}}"#, "0", "2-3"),
+            (r#"{"cpus":{"offlined":"1"}}"#, "0", "2-3"),
         ] {
             let pool = spec(json).pool(&topology(), &BUDGET).unwrap();
             assert_eq!(

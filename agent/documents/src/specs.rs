@@ -57,44 +57,28 @@ impl Spec for ProfileSpec {
 
 impl Spec for NodeSpec {
     fn problems(&self, topology: Option<&Topology>) -> Vec<Problem> {
-        const SIDES: [&str; 2] = ["spec.cpus.housekeeping", "spec.cpus.isolated"];
-        if let Some(topology) = topology {
-            let found = self.validate(topology).into_iter();
-            return found
-                .map(|p| {
-                    Problem {
-                        hint: p.hint,
-                        ..Problem::new(p.path, p.message)
-                    }
-                    .rests_on(&SIDES)
-                })
-                .collect();
-        }
-        // What no topology can mend.
-        let mut problems = Vec::new();
-        if let (Some(housekeeping), Some(isolated)) = (&self.cpus.housekeeping, &self.cpus.isolated) {
-            let both = housekeeping.intersection(isolated);
-            if !both.is_empty() {
-                problems.push(
-                    Problem::new(SIDES[1], format!("CPUs {both} are in {} too", SIDES[0]))
-                        .expected("each CPU on one side")
-                        .rests_on(&SIDES),
-                );
-            }
-        }
-        if self
-            .cpus
-            .housekeeping
-            .as_ref()
-            .is_some_and(|cpus| cpus.is_empty())
-        {
-            problems.push(
-                Problem::new(SIDES[0], "no CPU is left for housekeeping")
-                    .expected("one CPU or more")
-                    .hint("the system and berth itself run there"),
-            );
-        }
-        problems
+        let found = self.validate(topology).into_iter();
+        found
+            .map(|p| {
+                let itself = self
+                    .cpus
+                    .housekeeping
+                    .as_ref()
+                    .is_some_and(|cpus| cpus.is_empty());
+                let about_cpus =
+                    p.path.starts_with("spec.cpus.") && !(itself && p.message.starts_with("no CPU is left"));
+                let problem = Problem {
+                    hint: p.hint,
+                    ..Problem::new(p.path, p.message)
+                };
+                // What is wrong between lists is not told where one of them could not be read.
+                if about_cpus {
+                    problem.rests_on(&["spec.cpus.housekeeping", "spec.cpus.isolated"])
+                } else {
+                    problem
+                }
+            })
+            .collect()
     }
 }
 

@@ -18,6 +18,8 @@ use super::{DONE, Format, Outcome, OutputArgs, table};
 pub(super) enum NodeCommand {
     /// Show topology, cgroup hierarchy, isolation and real-time budget
     Show(ShowArgs),
+    /// List every knob of a node: where it is, when it can be turned, how to verify it
+    Knobs(ShowArgs),
 }
 
 #[derive(Debug, Args)]
@@ -58,7 +60,10 @@ struct ControllerView {
 }
 
 pub(super) fn main(folders: &Folders, command: NodeCommand) -> Outcome {
-    let NodeCommand::Show(args) = command;
+    let args = match command {
+        NodeCommand::Show(args) => args,
+        NodeCommand::Knobs(args) => return knobs(&args),
+    };
     let topology = Topology::read(Path::new("/sys"))?;
     let hierarchy = Hierarchy::discover(Path::new("/")).map_err(|e| with_hint(&e, e.hint()))?;
     let support = Support::detect(&hierarchy)?;
@@ -95,6 +100,15 @@ pub(super) fn main(folders: &Folders, command: NodeCommand) -> Outcome {
         table::json(&shown)?;
     } else {
         text(&shown)?;
+    }
+    Ok(DONE)
+}
+
+fn knobs(args: &ShowArgs) -> Outcome {
+    if args.output.output == Format::Json {
+        table::json(&berth_rt::knob::TABLE)?;
+    } else {
+        print!("{}", berth_rt::knob::page());
     }
     Ok(DONE)
 }
