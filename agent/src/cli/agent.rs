@@ -1,6 +1,7 @@
 //! `berth agent`: the daemon.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use berth_hotplug::monitor::Source;
@@ -10,6 +11,7 @@ use tracing_subscriber::prelude::*;
 
 use crate::daemon;
 use crate::daemon::settings::{Folders, LauncherBy, Settings};
+use crate::daemon::watchdog::Wanted;
 
 use super::{DONE, Outcome};
 
@@ -30,6 +32,15 @@ pub(super) struct AgentArgs {
     /// Seconds between two enumerations although no event was lost
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     resync: u64,
+    /// Hardware watchdog that resets the node when agent or launcher stop answering: /dev/watchdog0
+    #[arg(long, value_name = "DEVICE")]
+    watchdog: Option<PathBuf>,
+    /// Seconds without a keep-alive until the hardware watchdog resets the node
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(4..=3600), requires = "watchdog")]
+    watchdog_timeout: u32,
+    /// Seconds before that at which the kernel's pre-timeout governor acts, where the driver has it
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=3599), requires = "watchdog")]
+    watchdog_pretimeout: Option<u32>,
     /// Log format
     #[arg(long, value_enum, default_value = "text")]
     log_format: LogFormat,
@@ -94,6 +105,11 @@ pub(super) fn main(folders: Folders, args: AgentArgs) -> Outcome {
         },
         devices: args.devices,
         resync: Duration::from_secs(args.resync),
+        watchdog: args.watchdog.map(|device| Wanted {
+            device,
+            timeout: args.watchdog_timeout,
+            pretimeout: args.watchdog_pretimeout,
+        }),
     })?;
     Ok(DONE)
 }

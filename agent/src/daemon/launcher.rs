@@ -171,6 +171,46 @@ pub(crate) fn launch(run: &Path, request: wire::LaunchRequest) -> Result<(UnixSt
     Ok((stream, line[sent..].to_vec()))
 }
 
+/// Asks whether the launcher answers; [`LauncherNews::Answered`] comes if it does.
+pub(crate) fn ask(run: &Path, queue: &UnboundedSender<Input>) {
+    let (run, queue) = (run.to_owned(), queue.clone());
+    tokio::spawn(async move {
+        match timeout(SWEEP, ping(&run)).await {
+            // The agent may be ending.
+            Ok(Ok(())) => drop(queue.send(Input::Launcher(LauncherNews::Answered))),
+            Ok(Err(error)) => tracing::debug!(%error, "ping"),
+            Err(_) => tracing::debug!("ping: no answer"),
+        }
+    });
+}
+
+async fn ping(run: &Path) -> io::Result<()> {
+    let stream = connect_launcher(run).map_err(io::Error::other)?;
+    stream.set_nonblocking(true)?;
+    let mut stream = tokio::net::UnixStream::from_std(stream)?;
+    let request = LauncherRequest::Ping {
+        version: wire::VERSION,
+    };
+    stream
+        .write_all(&encode(&request).map_err(io::Error::other)?)
+        .await?;
+    let mut lines = Lines::new();
+    loop {
+        let mut bytes = [0; 256];
+        let n = stream.read(&mut bytes).await?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        lines.push(&bytes[..n]);
+        if let Some(line) = lines.next_line().map_err(io::Error::other)? {
+            return match decode(&line).map_err(io::Error::other)? {
+                Reply::Done => Ok(()),
+                other => Err(io::Error::other(format!("unexpected answer {other:?}"))),
+            };
+        }
+    }
+}
+
 /// Asks for a sweep and waits for the answer.
 pub(crate) async fn sweep(run: &Path, id: &str) -> Result<(), Refusal> {
     let refuse = |message: String| Refusal {

@@ -4,7 +4,7 @@
 use prometheus::core::Collector;
 use prometheus::{Encoder, Registry, TextEncoder};
 
-use super::{devices, events, http, launcher, observe, server, store};
+use super::{devices, events, http, launcher, observe, server, store, watchdog};
 
 /// Every group.
 pub(crate) struct Metrics {
@@ -16,6 +16,7 @@ pub(crate) struct Metrics {
     pub containers: observe::Metrics,
     pub api: server::Metrics,
     pub store: store::Metrics,
+    pub watchdog: watchdog::Metrics,
 }
 
 /// Registers a metric in `registry` and gives it back.
@@ -43,6 +44,7 @@ impl Metrics {
             containers: observe::Metrics::new(&registry)?,
             api: server::Metrics::new(&registry)?,
             store: store::Metrics::new(&registry)?,
+            watchdog: watchdog::Metrics::new(&registry)?,
             registry,
         })
     }

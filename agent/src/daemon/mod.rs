@@ -32,6 +32,7 @@ mod store;
 mod tests;
 mod view;
 mod wait;
+pub(crate) mod watchdog;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -56,6 +57,7 @@ use metrics::Metrics;
 use perform::Link;
 use settings::Settings;
 use wait::Waiter;
+use watchdog::Watchdog;
 
 /// One thing that came in.
 #[derive(Debug)]
@@ -92,6 +94,8 @@ pub(crate) enum LauncherNews {
     Started(u32),
     /// Something is wrong.
     Trouble(String),
+    /// It answered a ping.
+    Answered,
 }
 
 /// Manifest digest of an image reference.
@@ -148,7 +152,17 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut agent = Agent::start(settings, queue, &mut inputs).await?;
+    let mut hardware = settings.watchdog.as_ref().map(Watchdog::open).transpose()?;
+    let asks = queue.clone();
+    let mut agent = match Agent::start(settings, queue, &mut inputs).await {
+        Ok(agent) => agent,
+        Err(error) => {
+            if let Some(hardware) = hardware {
+                hardware.start_failed();
+            }
+            return Err(error);
+        }
+    };
     let uevents = Readable::new(agent.devices.socket())?;
     notify(&[NotifyState::Ready, NotifyState::Status("containers are kept")]);
     let watchdog = sd_notify::watchdog_enabled().map(|period| period / 2);
@@ -160,7 +174,19 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
             notify(&[NotifyState::Watchdog]);
             alive = Instant::now();
         }
-        let wake = agent.wake_at(watchdog.map(|period| alive + period));
+        if let Some(hardware) = &mut hardware
+            && hardware.tend(&agent.metrics.watchdog)
+        {
+            launcher::ask(&agent.settings.folders.run, &asks);
+        }
+        let tend = hardware.as_ref().map(Watchdog::wake_at);
+        let wake = agent.wake_at(
+            watchdog
+                .map(|period| alive + period)
+                .into_iter()
+                .chain(tend)
+                .min(),
+        );
         tokio::select! {
             biased;
             ready = uevents.ready() => {
@@ -168,6 +194,9 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
                 agent.on_uevents();
             }
             input = inputs.recv() => {
+                if let (Some(Input::Launcher(LauncherNews::Answered)), Some(hardware)) = (&input, &mut hardware) {
+                    hardware.launcher_answered();
+                }
                 if let Some(input) = input {
                     agent.on_input(input);
                 }
@@ -183,6 +212,9 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         }
     }
     notify(&[NotifyState::Stopping]);
+    if let Some(hardware) = hardware {
+        hardware.disarm();
+    }
     let left = agent
         .state
         .instances
@@ -318,6 +350,8 @@ impl Agent {
                     format!("started by the agent, pid {pid}"),
                 );
             }
+            // The hardware watchdog's, and nobody else's.
+            LauncherNews::Answered => {}
             LauncherNews::Trouble(text) => self.note(NoticeKind::Refused, "launcher", text),
         }
     }

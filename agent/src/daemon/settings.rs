@@ -70,4 +70,6 @@ pub(crate) struct Settings {
     pub devices: Source,
     /// How often the devices are enumerated although no event was lost.
     pub resync: Duration,
+    /// The hardware watchdog that is kept alive.
+    pub watchdog: Option<super::watchdog::Wanted>,
 }
