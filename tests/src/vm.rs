@@ -4,6 +4,7 @@
 //! wall-clock times; the limits below are there so that a dead guest ends a test, generous enough for a machine
 //! on which everything takes five times as long.
 
+use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -16,64 +17,16 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 
+mod config;
+pub mod needs;
+
+use config::command_line;
+pub use config::{Config, Shape, make_disk, out};
+
 /// How long a guest may take to come up.
 const BOOT: Duration = Duration::from_secs(300);
-
-/// What a guest is booted with.
-#[derive(Debug, Clone)]
-pub struct Config {
-    /// Folder made by tests/vm/image/build.sh.
-    pub image: PathBuf,
-    /// `amd64` or `arm64`.
-    pub arch: String,
-    /// CPUs given away on the command line (`2-3`); empty for none.
-    pub isolcpus: String,
-    /// More kernel arguments.
-    pub append: String,
-    /// More QEMU arguments.
-    pub qemu: Vec<String>,
-    /// Mebibytes.
-    pub memory: u32,
-    /// Folder the guest sees as /host.
-    pub share: PathBuf,
-    /// Keep what the guest writes: a disk image of its own, changed in place; none: written to nowhere.
-    pub disk: Option<PathBuf>,
-}
-
-impl Config {
-    /// A guest of 4 CPUs (2 cores of 2 threads) on 2 memory nodes.
-    ///
-    /// # Errors
-    /// The image could not be built: what is missing, and that nothing was run.
-    pub fn new(arch: &str, kernel: &str, flavour: &str) -> Result<Config> {
-        let out = out();
-        fs::create_dir_all(&out).with_context(|| format!("create {}", out.display()))?;
-        let status = Command::new(crate::agent::workspace().join("tests/vm/image/build.sh"))
-            .arg(&out)
-            .args([arch, kernel, flavour])
-            .status()
-            .context("tests/vm/image/build.sh")?;
-        ensure!(
-            status.success(),
-            "the {arch} guest with {kernel} could not be built; nothing of it was run"
-        );
-        Ok(Config {
-            image: out.join(format!("{arch}-{kernel}-{flavour}")),
-            arch: arch.into(),
-            isolcpus: String::new(),
-            append: String::new(),
-            qemu: Vec::new(),
-            memory: 1536,
-            share: crate::agent::workspace(),
-            disk: None,
-        })
-    }
-}
-
-/// The rig's folder: `RIG_OUT`, else .rig of the workspace.
-pub fn out() -> PathBuf {
-    std::env::var_os("RIG_OUT").map_or_else(|| crate::agent::workspace().join(".rig"), PathBuf::from)
-}
+/// How long QEMU itself may take to answer.
+const QMP: Duration = Duration::from_secs(60);
 
 /// A running guest. Dropping it ends QEMU; its folder (console, log) is kept when [`Vm::keep`] was called.
 pub struct Vm {
@@ -82,6 +35,12 @@ pub struct Vm {
     qmp: BufReader<UnixStream>,
     shell: BufReader<UnixStream>,
     keep: bool,
+    /// Ids of what was plugged and not unplugged.
+    plugged: Vec<String>,
+    /// QMP events that arrived while something else was waited for.
+    events: VecDeque<Value>,
+    /// The guest does not answer any more.
+    lost: bool,
     /// Seconds from the start of QEMU to a ready shell.
     pub boot_seconds: f64,
 }
@@ -99,7 +58,7 @@ impl Vm {
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()
-            .with_context(|| format!("start {program}: install qemu-system-x86 / qemu-system-arm"))?;
+            .with_context(|| format!("start {program}"))?;
         let mut guard = Guard(Some(qemu));
         let qmp = connect(dir, "qmp", &mut guard)?;
         let shell = connect(dir, "cmd", &mut guard)?;
@@ -110,18 +69,29 @@ impl Vm {
             qmp: BufReader::new(qmp),
             shell: BufReader::new(shell),
             keep: false,
+            plugged: Vec::new(),
+            events: VecDeque::new(),
+            lost: false,
             boot_seconds: 0.0,
         };
         let mut greeting = String::new();
         vm.qmp.read_line(&mut greeting)?;
         vm.qmp("qmp_capabilities", json!({}))?;
-        let ready = vm.line(BOOT)?;
+        vm.keep = true;
+        vm.ready()?;
+        vm.keep = false;
+        vm.boot_seconds = begin.elapsed().as_secs_f64();
+        Ok(vm)
+    }
+
+    /// Wait until the guest's shell says that it is ready: at boot, and when the guest was reset.
+    pub fn ready(&mut self) -> Result<()> {
+        let ready = self.line(BOOT)?;
         ensure!(
             ready.starts_with("ready"),
             "the guest said {ready:?} instead of ready"
         );
-        vm.boot_seconds = begin.elapsed().as_secs_f64();
-        Ok(vm)
+        Ok(())
     }
 
     /// Run a shell script in the guest; its exit code with stdout and stderr.
@@ -158,36 +128,97 @@ impl Vm {
         }
     }
 
-    /// One QMP command. Events that arrive meanwhile are passed over.
+    /// One QMP command. Events that arrive meanwhile are kept for [`Vm::event`].
     pub fn qmp(&mut self, execute: &str, arguments: Value) -> Result<Value> {
         let line = json!({"execute": execute, "arguments": arguments}).to_string() + "\n";
         self.qmp.get_mut().write_all(line.as_bytes())?;
+        self.qmp.get_ref().set_read_timeout(Some(QMP))?;
         loop {
-            let mut line = String::new();
-            ensure!(
-                self.qmp.read_line(&mut line)? > 0,
-                "QEMU is gone; console ends:\n{}",
-                self.console_end()
-            );
-            let mut answer: Value = serde_json::from_str(&line)?;
+            let mut answer = self.word_of_qemu()?;
             if let Some(error) = answer.get("error") {
                 bail!("QMP {execute}: {}", error["desc"].as_str().unwrap_or("?"));
             }
             if let Some(result) = answer.get_mut("return") {
                 return Ok(result.take());
             }
+            self.events.push_back(answer);
         }
+    }
+
+    /// Wait for a QMP event of this name and take it; `None` where none came within `limit`.
+    pub fn event(&mut self, name: &str, limit: Duration) -> Result<Option<Value>> {
+        let end = Instant::now() + limit;
+        loop {
+            if let Some(at) = self.events.iter().position(|event| event["event"] == name) {
+                return Ok(self.events.remove(at));
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            self.qmp.get_ref().set_read_timeout(Some(left))?;
+            match self.word_of_qemu() {
+                Ok(word) => self.events.push_back(word),
+                Err(e)
+                    if e.downcast_ref::<std::io::Error>()
+                        .is_some_and(|e| e.kind() == std::io::ErrorKind::WouldBlock) => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// One line of QMP. A time-out in the midst of a line would lose its beginning: QEMU writes whole lines.
+    fn word_of_qemu(&mut self) -> Result<Value> {
+        let mut line = String::new();
+        if self.qmp.read_line(&mut line)? == 0 {
+            self.lost = true;
+            bail!("QEMU is gone; console ends:\n{}", self.console_end());
+        }
+        Ok(serde_json::from_str(&line)?)
     }
 
     /// Plug a device: `driver` and its properties, `id` among them.
     pub fn plug(&mut self, driver: &str, mut properties: Value) -> Result<()> {
         properties["driver"] = json!(driver);
-        self.qmp("device_add", properties).map(drop)
+        let id = properties["id"].as_str().unwrap_or_default().to_owned();
+        self.qmp("device_add", properties)?;
+        self.plugged.push(id);
+        Ok(())
     }
 
     /// Unplug a device by its id.
     pub fn unplug(&mut self, id: &str) -> Result<()> {
-        self.qmp("device_del", json!({"id": id})).map(drop)
+        self.qmp("device_del", json!({"id": id}))?;
+        self.plugged.retain(|there| there != id);
+        Ok(())
+    }
+
+    /// Unplug whatever is still plugged, and wait until it is out: what a test that failed left behind.
+    pub fn unplug_all(&mut self) -> Result<()> {
+        for id in std::mem::take(&mut self.plugged) {
+            self.qmp("device_del", json!({"id": id}))?;
+            let begin = Instant::now();
+            while begin.elapsed() < QMP {
+                match self.event("DEVICE_DELETED", QMP)? {
+                    Some(event) if event["data"]["device"] != id.as_str() => {}
+                    Some(_) => break,
+                    None => bail!("{id} stays plugged"),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the guest stopped answering? Nothing more can be run in it.
+    pub fn lost(&self) -> bool {
+        self.lost
+    }
+
+    /// The guest's power fails: QEMU is killed at once. The console as far as it was written.
+    pub fn cut(mut self) -> Result<String> {
+        self.qemu.kill()?;
+        self.qemu.wait()?;
+        Ok(String::from_utf8_lossy(&fs::read(self.dir.join("console.log"))?).into_owned())
     }
 
     /// Keep console and log of this guest, and say where they are.
@@ -205,15 +236,21 @@ impl Vm {
         self.shell.get_ref().set_read_timeout(Some(limit))?;
         let mut line = String::new();
         match self.shell.read_line(&mut line) {
-            Ok(0) => Err(anyhow!(
-                "the guest is gone; console ends:\n{}",
-                self.console_end()
-            )),
+            Ok(0) => {
+                self.lost = true;
+                Err(anyhow!(
+                    "the guest is gone; console ends:\n{}",
+                    self.console_end()
+                ))
+            }
             Ok(_) => Ok(line),
-            Err(e) => Err(anyhow!(
-                "the guest is silent for {limit:?} ({e}); console ends:\n{}",
-                self.console_end()
-            )),
+            Err(e) => {
+                self.lost = true;
+                Err(anyhow!(
+                    "the guest is silent for {limit:?} ({e}); console ends:\n{}",
+                    self.console_end()
+                ))
+            }
         }
     }
 }
@@ -257,95 +294,4 @@ fn connect(dir: &Path, name: &str, guard: &mut Guard) -> Result<UnixStream> {
         std::thread::sleep(Duration::from_millis(50));
     }
     bail!("QEMU did not open {}", path.display())
-}
-
-fn command_line(config: &Config, dir: &Path) -> Result<(String, Vec<String>)> {
-    let amd64 = match config.arch.as_str() {
-        "amd64" => true,
-        "arm64" => false,
-        other => bail!("no guest for architecture {other}"),
-    };
-    let at = |name: &str| dir.join(name).display().to_string();
-    let image = |name: &str| config.image.join(name).display().to_string();
-    let mut kernel = format!(
-        "console={} panic=-1 quiet {}",
-        if amd64 { "ttyS0" } else { "ttyAMA0" },
-        config.append
-    );
-    // An emulated, loaded host fails the kernel's boot-time comparison of PIT and TSC at random; and pciehp's
-    // threaded interrupt never ends a removal on PREEMPT_RT 6.1, so arm64 polls.
-    kernel += if amd64 {
-        " no_timer_check"
-    } else {
-        " pciehp.pciehp_poll_mode=1 pciehp.pciehp_poll_time=1"
-    };
-    if !config.isolcpus.is_empty() {
-        let cpus = &config.isolcpus;
-        kernel += &format!(" isolcpus=managed_irq,domain,{cpus} nohz_full={cpus} rcu_nocbs={cpus}");
-    }
-    // snapshot: the built image is never written
-    let drive = match &config.disk {
-        Some(disk) => format!(
-            "file={},if=none,id=root,format=raw,cache=writethrough",
-            disk.display()
-        ),
-        None => format!(
-            "file={},if=none,id=root,format=raw,snapshot=on",
-            image("root.ext4")
-        ),
-    };
-    let mut args: Vec<String> = Vec::new();
-    let mut add = |line: &str| args.extend(line.split(' ').map(String::from));
-    add(if amd64 {
-        "-M q35 -cpu max"
-    } else {
-        "-M virt,gic-version=3 -cpu cortex-a72"
-    });
-    add("-accel tcg,thread=multi -smp 4,sockets=1,cores=2,threads=2 -display none -no-reboot -nodefaults");
-    add(&format!("-m {}", config.memory));
-    for (node, cpus) in [(0, "0-1"), (1, "2-3")] {
-        add(&format!(
-            "-object memory-backend-ram,id=mem{node},size={}M",
-            config.memory / 2
-        ));
-        add(&format!("-numa node,nodeid={node},memdev=mem{node},cpus={cpus}"));
-    }
-    for port in 0..6 {
-        add(&format!(
-            "-device pcie-root-port,id=rp{port},chassis={},bus=pcie.0",
-            port + 1
-        ));
-    }
-    add("-device virtio-blk-pci,drive=root -device virtio-serial-pci -device qemu-xhci,id=xhci");
-    add("-device virtserialport,chardev=cmd,name=rig.cmd -device virtio-9p-pci,fsdev=host,mount_tag=host");
-    add("-object rng-random,filename=/dev/urandom,id=rng -device virtio-rng-pci,rng=rng");
-    for (flag, value) in [
-        ("-kernel", image("vmlinuz")),
-        ("-initrd", image("initrd.gz")),
-        ("-append", kernel),
-        ("-serial", format!("file:{}", at("console.log"))),
-        ("-drive", drive),
-        (
-            "-chardev",
-            format!("socket,id=cmd,path={},server=on,wait=off", at("cmd")),
-        ),
-        (
-            "-fsdev",
-            format!(
-                "local,id=host,path={},security_model=none,readonly=on",
-                config.share.display()
-            ),
-        ),
-        ("-qmp", format!("unix:{},server=on,wait=off", at("qmp"))),
-    ] {
-        args.push(flag.into());
-        args.push(value);
-    }
-    args.extend(config.qemu.iter().cloned());
-    let program = if amd64 {
-        "qemu-system-x86_64"
-    } else {
-        "qemu-system-aarch64"
-    };
-    Ok((program.into(), args))
 }

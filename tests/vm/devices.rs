@@ -8,7 +8,8 @@ use berth_tests::vm::Vm;
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
-use crate::{Guest, on_guest};
+use crate::boots::Guest;
+use crate::on_guest;
 
 /// A guest on a busy machine needs its time.
 pub(crate) const LIMIT: Duration = Duration::from_secs(150);

@@ -5,8 +5,9 @@ use berth_tests::vm::Vm;
 use libtest_mimic::Trial;
 use serde_json::json;
 
+use crate::boots::Guest;
 use crate::devices::LIMIT;
-use crate::{Guest, on_guest};
+use crate::on_guest;
 
 const DOCUMENTS: &str = r#"
 apiVersion: berth/v1

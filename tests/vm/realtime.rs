@@ -5,8 +5,9 @@ use anyhow::{Context, Result, ensure};
 use berth_tests::vm::Vm;
 use libtest_mimic::Trial;
 
+use crate::boots::Guest;
 use crate::devices::LIMIT;
-use crate::{Guest, on_guest};
+use crate::on_guest;
 
 /// A guest whose kernel makes remote partitions, booted without isolcpus.
 pub(crate) fn partitions(guest: &Guest) -> Vec<Trial> {

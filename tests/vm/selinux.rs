@@ -12,7 +12,7 @@ use berth_tests::vm::Vm;
 use libtest_mimic::Trial;
 use serde_json::json;
 
-use crate::Guest;
+use crate::boots::Guest;
 use bundle::{Bundle, denials, denied};
 
 /// A pair of categories for most containers here, and another.

@@ -103,13 +103,12 @@ busybox --list-full | while read -r applet; do
   ln -s /usr/bin/busybox "$root/$applet"
 done
 install -D -m 755 "$here/guest-rcS" "$root/etc/rcS"
-install -D -m 755 "$here/guest-shell" "$root/usr/sbin/guest-shell"
+for script in guest-shell guest-setup; do install -D -m 755 "$here/$script" "$root/usr/sbin/$script"; done
 printf '::sysinit:/etc/rcS\n::respawn:/usr/sbin/guest-shell\n::ctrlaltdel:/sbin/reboot -f\n' >"$root/etc/inittab"
 echo 'root::0:0:root:/root:/bin/sh' >"$root/etc/passwd"
 printf '%s\n' root:x:0: tty:x:5: disk:x:6: lp:x:7: kmem:x:15: dialout:x:20: cdrom:x:24: tape:x:26: audio:x:29: \
   video:x:44: input:x:105: kvm:x:106: sgx:x:107: render:x:108: >"$root/etc/group"
 if [ "$flavour" = systemd ]; then
-  install -D -m 755 "$here/guest-setup" "$root/usr/sbin/guest-setup"
   install -D -m 644 "$here/guest-shell.service" "$root/etc/systemd/system/guest-shell.service"
   mkdir -p "$root/etc/systemd/system/multi-user.target.wants" "$root/var/lib/dpkg"/{info,updates,triggers}
   ln -s ../guest-shell.service "$root/etc/systemd/system/multi-user.target.wants/guest-shell.service"
@@ -122,7 +121,11 @@ if [ "$flavour" = systemd ]; then
   ln -sfn /lib/systemd/systemd "$root/usr/sbin/init"
   echo 0123456789abcdef0123456789abcdef >"$root/etc/machine-id"
   echo "messagebus:x:101:101::/nonexistent:/bin/false" >>"$root/etc/passwd"; echo "messagebus:x:101:" >>"$root/etc/group"
-  : >"$root/var/lib/dpkg/status"; : >"$root/var/lib/dpkg/available"
+  # dpkg knows what is there, so that a package's dependencies are really looked at.
+  for p in $ROOT_PACKAGES; do
+    dpkg-deb -f "$cache/${p}"_*.deb | sed '/^Package:/a Status: install ok installed'; echo
+  done >"$root/var/lib/dpkg/status"
+  : >"$root/var/lib/dpkg/available"
 fi
 if [ "$flavour" = busybox-selinux ]; then
   # Labels are written here, so that the guest never relabels.
@@ -130,7 +133,7 @@ if [ "$flavour" = busybox-selinux ]; then
   setfiles -F -r "$root" "$policy/file_contexts" "$root"
 fi
 rm -f "$img/root.ext4"
-mke2fs -q -t ext4 -L root -O ^has_journal -E lazy_itable_init=0,root_owner=0:0 -d "$root" "$img/root.ext4" 512M
+mke2fs -q -t ext4 -L root -O ^has_journal -E lazy_itable_init=0,root_owner=0:0 -d "$root" "$img/root.ext4" 512M >/dev/null
 
 # --- initramfs: find the root disk, switch. A real root matters: pivot_root(2) cannot leave an initramfs.
 initrd=$work/initrd

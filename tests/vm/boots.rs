@@ -1,0 +1,249 @@
+//! The guests by name: one boot for each kernel command line, shared by its tests. A test joins a boot with
+//! `guest.test(…)`; what is left plugged or applied by one that failed is taken away before the next.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context, Result, ensure};
+use berth_tests::agent::{binary, samples, workspace};
+use berth_tests::skips;
+use berth_tests::vm::needs::Machine;
+use berth_tests::vm::{Config, Shape, Vm, out};
+use libtest_mimic::{Failed, Trial};
+
+/// Binaries above this many bytes carry symbols that no guest needs: their copy is stripped. What ships is below.
+const SYMBOLS: u64 = 12 << 20;
+/// Installs berth and loads the sample images: what every guest but one begins with.
+const INSTALL: &str = "cp /host/berth /usr/bin/berth && mkdir -p /etc/berth && \
+     for i in busybox worker; do berth image load /host/berth-sample-$i.tar; done && berth image ls && umount /host";
+
+/// What a guest is.
+#[derive(Clone)]
+pub(crate) struct Spec {
+    pub(crate) name: &'static str,
+    pub(crate) arch: &'static str,
+    pub(crate) kernel: &'static str,
+    pub(crate) flavour: &'static str,
+    pub(crate) isolcpus: &'static str,
+    pub(crate) append: &'static str,
+    pub(crate) qemu: &'static [&'static str],
+    pub(crate) shape: Shape,
+    /// A reset of the guest boots it again.
+    pub(crate) reboot: bool,
+    /// Puts more into the folder that the guest sees as /host until it is set up.
+    pub(crate) share: fn(&Path) -> Result<()>,
+    /// What is run in the guest before its tests.
+    pub(crate) setup: &'static str,
+}
+
+/// PREEMPT_RT 6.12 with busybox init and udevd, nothing given away. The others differ from it by what they name.
+pub(crate) const PLAIN: Spec = Spec {
+    name: "rt-6.12-plain",
+    arch: "amd64",
+    kernel: "linux-image-6.12-rt-amd64",
+    flavour: "busybox",
+    isolcpus: "",
+    append: "",
+    qemu: &[],
+    shape: Shape::Full,
+    reboot: false,
+    share: |_| Ok(()),
+    setup: INSTALL,
+};
+
+/// The same with two cores given away, and something behind every device that is plugged.
+pub(crate) const RT_612: Spec = Spec {
+    name: "rt-6.12",
+    isolcpus: "2-3",
+    qemu: crate::devices::BACKENDS,
+    ..PLAIN
+};
+
+/// PREEMPT_RT 6.1: no remote partitions, no overlayfs with a parameter for each layer.
+pub(crate) const RT_61: Spec = Spec {
+    name: "rt-6.1",
+    kernel: "linux-image-rt-amd64",
+    isolcpus: "2-3",
+    ..PLAIN
+};
+
+/// SELinux enforcing, with the policy of policies/selinux.
+pub(crate) const SELINUX: Spec = Spec {
+    name: "selinux",
+    flavour: "busybox-selinux",
+    isolcpus: "2-3",
+    append: "security=selinux enforcing=1",
+    ..PLAIN
+};
+
+/// A guest that boots when the first of its tests runs and ends with the last.
+#[derive(Clone)]
+pub(crate) struct Guest {
+    spec: Arc<Spec>,
+    slot: Arc<Mutex<Slot>>,
+}
+
+enum Slot {
+    NotYet,
+    Up(Box<Vm>),
+    /// It could not be built or booted, or it does not answer any more: which test said why.
+    Down(String),
+}
+
+impl Guest {
+    pub(crate) fn new(spec: Spec) -> Guest {
+        Guest {
+            spec: Arc::new(spec),
+            slot: Arc::new(Mutex::new(Slot::NotYet)),
+        }
+    }
+
+    /// A test in this guest. A failure keeps console and log, takes away what the test plugged and applied, and says
+    /// where. A guest that does not come up or does not answer any more fails one test with the reason and the
+    /// others with that test's name.
+    pub(crate) fn test(&self, name: &str, body: impl Fn(&mut Vm) -> Result<()> + Send + 'static) -> Trial {
+        let guest = self.clone();
+        let name = format!("{}::{name}", self.spec.name);
+        Trial::test(name.clone(), move || {
+            let mut slot = guest
+                .slot
+                .lock()
+                .map_err(|_| Failed::from("an earlier test of this guest panicked"))?;
+            if let Slot::NotYet = *slot {
+                *slot = match guest.spec.boot() {
+                    Ok(vm) => Slot::Up(Box::new(vm)),
+                    Err(e) => {
+                        *slot = Slot::Down(name.clone());
+                        return Err(format!("{e:#}").into());
+                    }
+                };
+            }
+            let vm = match &mut *slot {
+                Slot::Up(vm) => vm,
+                Slot::Down(test) => return Err(format!("not run: {test} says why").into()),
+                Slot::NotYet => return Err("not booted".into()),
+            };
+            let done = body(vm);
+            let left = vm.unplug_all();
+            let Err(e) = done else {
+                return left.map_err(|e| format!("what is left plugged: {e:#}").into());
+            };
+            let mut text = format!("{e:#}\n");
+            if vm.lost() {
+                text += "--- the guest does not answer any more\n";
+            } else {
+                let log = vm.run(
+                    "tail -n 40 /run/berth-agent.log 2>/dev/null; journalctl -q -n 40 -u 'berth*' 2>/dev/null; dmesg | tail -n 15; \
+                     if [ -e /tmp/documents.yaml ]; then berth delete /tmp/documents.yaml; fi",
+                );
+                text += &format!("--- in the guest:\n{}\n", log.map(|r| r.1).unwrap_or_default());
+            }
+            let lost = vm.lost();
+            text += &format!("--- console and log are kept in {}", vm.keep().display());
+            if lost {
+                *slot = Slot::Down(name.clone());
+            }
+            Err(text.into())
+        })
+    }
+
+    /// The last test of a guest: its end.
+    pub(crate) fn end(&self) -> Trial {
+        let guest = self.clone();
+        Trial::test(format!("{}::shuts down", self.spec.name), move || {
+            let mut slot = guest
+                .slot
+                .lock()
+                .map_err(|_| Failed::from("an earlier test of this guest panicked"))?;
+            *slot = Slot::NotYet;
+            Ok(())
+        })
+    }
+}
+
+/// The binary that ships for this architecture: `BERTH` (`BERTH_ARM64`), else what `make build` (`make cross`) wrote.
+pub(crate) fn shipped(arch: &str) -> std::path::PathBuf {
+    match arch {
+        "arm64" => std::env::var_os("BERTH_ARM64")
+            .map_or_else(|| workspace().join("target/dist/berth-aarch64"), Into::into),
+        _ => binary(),
+    }
+}
+
+impl Spec {
+    /// What this machine lacks to run it; told and noted as skipped.
+    pub(crate) fn is_missing(&self, tests: usize) -> bool {
+        let built = out()
+            .join(format!("{}-{}-{}", self.arch, self.kernel, self.flavour))
+            .join("stamp")
+            .exists();
+        let machine = Machine::read(self.arch, self.flavour, self.kernel, &out(), built);
+        match machine.lacks(self.arch, self.flavour, self.kernel, 1536, built) {
+            None => false,
+            Some(line) => {
+                let reason = format!("{line}; {tests} tests were not run");
+                skips::skip(&format!("guest {}", self.name), &reason);
+                true
+            }
+        }
+    }
+
+    /// How it is booted. What it sees as /host is the caller's.
+    pub(crate) fn config(&self) -> Result<Config> {
+        let mut config = Config::new(self.arch, self.kernel, self.flavour)?;
+        config.isolcpus = self.isolcpus.into();
+        config.append = self.append.into();
+        config.qemu = self.qemu.iter().map(|s| (*s).to_string()).collect();
+        config.shape = self.shape;
+        config.reboot = self.reboot;
+        Ok(config)
+    }
+
+    /// Binary, sample images and what else the guest is given, in `share`.
+    pub(crate) fn fill(&self, share: &Path) -> Result<()> {
+        let (binary, make) = (
+            shipped(self.arch),
+            if self.arch == "arm64" { "cross" } else { "build" },
+        );
+        let copy = share.join("berth");
+        std::fs::copy(&binary, &copy)
+            .with_context(|| format!("copy {}: run make {make}", binary.display()))?;
+        if std::fs::metadata(&copy)?.len() > SYMBOLS {
+            let done = Command::new("strip").arg(&copy).status().context("strip")?;
+            ensure!(done.success(), "strip {}: {done}", copy.display());
+        }
+        let samples = match self.arch {
+            "arm64" => workspace().join("target/samples-arm64"),
+            _ => samples(),
+        };
+        for image in ["berth-sample-busybox.tar", "berth-sample-worker.tar"] {
+            std::fs::copy(samples.join(image), share.join(image))
+                .with_context(|| format!("copy {image} of {}: run make samples", samples.display()))?;
+        }
+        (self.share)(share)
+    }
+
+    fn boot(&self) -> Result<Vm> {
+        let mut config = self.config()?;
+        let share = tempfile::Builder::new().prefix("share.").tempdir_in(out())?;
+        self.fill(share.path())?;
+        config.share = share.path().into();
+        let version = std::fs::read_to_string(config.image.join("kernel-version"))?;
+        let dir = out().join(format!("guest-{}-{}", self.name, std::process::id()));
+        let mut vm =
+            Vm::boot(&config, &dir).with_context(|| format!("boot {}; see {}", self.name, dir.display()))?;
+        println!(
+            "guest {}: kernel {} ready after {:.0} s",
+            self.name,
+            version.trim(),
+            vm.boot_seconds
+        );
+        let set_up = vm.sh(self.setup);
+        if set_up.is_err() {
+            vm.keep();
+        }
+        set_up.with_context(|| format!("set up {}; see {}", self.name, dir.display()))?;
+        Ok(vm)
+    }
+}
