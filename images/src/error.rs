@@ -187,6 +187,14 @@ pub enum ImageError {
         /// What is wrong with it.
         problem: String,
     },
+    /// The preloaded store is not what was built into the firmware.
+    #[error("preloaded store {}: {problem}", path.display())]
+    Sealed {
+        /// The store.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A bound was passed.
     #[error("{}: {what}: {found}, the limit is {limit}", file.display())]
     Limit {
@@ -232,6 +240,9 @@ impl ImageError {
             Self::MountPoint { name, .. } => format!("make /{name} an empty folder in the image"),
             Self::Implied { path, .. } => format!("give the layer an entry for {path}/ with its mode and owner"),
             Self::Damaged { .. } => "`berth image verify`, then load the image again".into(),
+            Self::Sealed { .. } => {
+                "write the firmware anew, or `berth image load FILE`: an image of the node's own store goes first".into()
+            }
             Self::ReadOnly { .. } | Self::Reference(_) | Self::Digest(_) | Self::Document { .. } => return None,
             Self::Limit { .. } => "an image of this size must be loaded with higher limits".into(),
         };

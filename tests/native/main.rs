@@ -11,6 +11,7 @@ mod docs;
 mod drift;
 mod journey;
 mod oci;
+mod preloaded;
 mod refusals;
 mod sabotage;
 
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
             commands::tests,
             drift::tests,
             refusals::tests,
+            preloaded::tests,
             crash::tests,
             cycles::tests,
             docs::tests,

@@ -154,6 +154,7 @@ impl Agent {
             ("--run-dir", "run"),
             ("--state-dir", "state"),
             ("--config-dir", "config"),
+            ("--preloaded-dir", "preloaded"),
         ] {
             command.arg(flag).arg(self.path(sub));
         }

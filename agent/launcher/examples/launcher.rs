@@ -20,6 +20,7 @@ fn main() -> ExitCode {
         run_dir: run.into(),
         state_dir: state.into(),
         config_dir: config.into(),
+        preloaded_dir: "/nonexistent".into(),
         cgroup_parent,
         proof_interval: Duration::from_millis(interval),
     };

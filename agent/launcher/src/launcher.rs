@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use berth_images::{Mode, Store};
+use berth_images::{Mode, Stores};
 use berth_rt::cgroup::Hierarchy;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -50,6 +50,8 @@ pub struct LauncherConfig {
     pub state_dir: PathBuf,
     /// ETC: the node's own profiles in `profiles/NAME.json`.
     pub config_dir: PathBuf,
+    /// The read-only store of images that came with the firmware; it need not be there.
+    pub preloaded_dir: PathBuf,
     /// cgroup below which every container gets one of its own, relative to the hierarchies' roots.
     pub cgroup_parent: String,
     /// Between two running proofs; at least 100 ms.
@@ -62,6 +64,7 @@ impl Default for LauncherConfig {
             run_dir: "/run/berth".into(),
             state_dir: "/var/lib/berth".into(),
             config_dir: "/etc/berth".into(),
+            preloaded_dir: "/usr/share/berth/images".into(),
             cgroup_parent: "berth".into(),
             proof_interval: Duration::from_secs(2),
         }
@@ -145,7 +148,7 @@ struct Launcher {
     boot_id: String,
     oom_score_adj: i32,
     hierarchy: Hierarchy,
-    store: Option<Store>,
+    store: Option<Stores>,
     profiles: Profiles,
     labels: Labels,
     signals: SignalFd,
@@ -228,6 +231,7 @@ fn settle(mut config: LauncherConfig) -> Result<LauncherConfig, LauncherError> {
         ("--run-dir", &mut config.run_dir),
         ("--state-dir", &mut config.state_dir),
         ("--config-dir", &mut config.config_dir),
+        ("--preloaded-dir", &mut config.preloaded_dir),
     ] {
         *folder = std::path::absolute(&*folder)
             .map_err(|e| wrong(setting, format!("{}: {e}", folder.display())))?;
@@ -468,10 +472,13 @@ impl Launcher {
         }
     }
 
-    /// The image store, opened when it is first needed.
-    fn store(&mut self) -> Result<&Store, Refusal> {
+    /// The image stores, opened when they are first needed.
+    fn store(&mut self) -> Result<&Stores, Refusal> {
         if self.store.is_none() {
-            let store = Store::open(self.paths.state.join("images"), Mode::Read).map_err(|e| Refusal {
+            let own = self.paths.state.join("images");
+            let marks = Some((self.paths.verified(), self.boot_id.clone()));
+            let store = Stores::open(own, Mode::Read, &self.config.preloaded_dir, marks);
+            let store = store.map_err(|e| Refusal {
                 stage: "image".into(),
                 message: chain(&e),
                 hint: e.hint(),

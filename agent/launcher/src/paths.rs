@@ -4,6 +4,7 @@
 //! RUN/launcher.sock             the launcher
 //! RUN/monitors/ID.sock          a monitor
 //! RUN/containers/ID/exit.json   Record, written by one rename
+//! RUN/verified/HEX              a preloaded image that was hashed in this boot
 //! STATE/logs/ID.log, ID.log.1   output, CRI format
 //! STATE/containers/ID/          upper and work folder of a writable root; gone once the container ended
 //! ETC/profiles/NAME.json        profiles of the node's own
@@ -40,6 +41,11 @@ impl Paths {
         self.run.join("containers").join(id)
     }
 
+    /// RUN/verified.
+    pub fn verified(&self) -> PathBuf {
+        self.run.join("verified")
+    }
+
     /// STATE/logs/ID.log.
     pub fn log(&self, id: &str) -> PathBuf {
         self.state.join("logs").join(format!("{id}.log"))
@@ -59,6 +65,7 @@ impl Paths {
             (self.run.clone(), 0o755),
             (self.monitors(), 0o700),
             (self.run.join("containers"), 0o700),
+            (self.verified(), 0o700),
             (self.state.clone(), 0o755),
             (self.state.join("logs"), 0o750),
             (self.state.join("containers"), 0o700),

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use berth_images::{Digest, ImageError, Mode, Store};
+use berth_images::{Digest, ImageError, LoadOptions, Mode, Source, Store, Stores};
 use clap::{Args, Subcommand};
 
 use crate::api::{Container, Op};
@@ -22,8 +22,10 @@ pub(super) enum ImageCommand {
     Inspect(InspectArgs),
     /// Remove an image, and what only it needs
     Rm(RmArgs),
-    /// Hash everything in the store
+    /// Hash everything in the store, and in the preloaded one
     Verify(VerifyArgs),
+    /// Print the digest that seals the store as a preloaded one (put it into DIR.seal)
+    Seal,
 }
 
 #[derive(Debug, Args)]
@@ -33,6 +35,9 @@ pub(super) struct LoadArgs {
     /// Reference to store it under; the one it names where absent
     #[arg(long, value_name = "REFERENCE")]
     name: Option<String>,
+    /// Architecture to take (amd64, arm64): for a store that another machine will read; this program's own where absent
+    #[arg(long, value_name = "ARCH")]
+    architecture: Option<String>,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -84,8 +89,13 @@ pub(super) fn main(folders: &Folders, command: ImageCommand) -> Outcome {
     let open = |mode| Store::open(&root, mode).map_err(told);
     match command {
         ImageCommand::Load(args) => {
+            let options = LoadOptions {
+                name: args.name.as_deref(),
+                architecture: args.architecture.as_deref(),
+                ..LoadOptions::default()
+            };
             let loaded = open(Mode::Write)?
-                .load(&args.path, args.name.as_deref())
+                .load_from(Source::Path(&args.path), &options)
                 .map_err(|error| told(error).context(format!("{}: not loaded", args.path.display())))?;
             if args.output.output == Format::Json {
                 table::json(&loaded)?;
@@ -97,31 +107,45 @@ pub(super) fn main(folders: &Folders, command: ImageCommand) -> Outcome {
             }
         }
         ImageCommand::Ls(args) => {
-            let entries = match Store::open(&root, Mode::Read) {
-                Ok(store) => store.list().map_err(told)?,
-                Err(ImageError::Missing { .. }) => Vec::new(),
-                Err(error) => return Err(told(error)),
-            };
+            let listed = both(folders).map_err(told)?.list().map_err(told)?;
             if args.output.output == Format::Json {
-                table::json(&entries)?;
+                table::json(&listed)?;
             } else {
-                let rows: Vec<Vec<String>> = entries
+                let rows: Vec<Vec<String>> = listed
                     .iter()
-                    .map(|e| {
+                    .map(|one| {
+                        let e = &one.entry;
                         let cells = [e.reference.to_string(), e.digest.to_string(), e.platform.clone()];
-                        let more = [e.layers.to_string(), e.size.to_string(), or_none(&e.problem)];
+                        let store = if one.preloaded { "preloaded" } else { "own" };
+                        let more = [
+                            e.layers.to_string(),
+                            e.size.to_string(),
+                            store.into(),
+                            or_none(&e.problem),
+                        ];
                         cells.into_iter().chain(more).collect()
                     })
                     .collect();
                 table::print(
-                    &["REFERENCE", "DIGEST", "PLATFORM", "LAYERS", "BYTES", "PROBLEM"],
+                    &[
+                        "REFERENCE",
+                        "DIGEST",
+                        "PLATFORM",
+                        "LAYERS",
+                        "BYTES",
+                        "STORE",
+                        "PROBLEM",
+                    ],
                     &rows,
                 )?;
             }
         }
         ImageCommand::Inspect(args) => {
             // The image's configuration is JSON by nature: both formats show it so.
-            let inspection = open(Mode::Read)?.inspect(&args.reference).map_err(told)?;
+            let inspection = both(folders)
+                .map_err(told)?
+                .inspect(&args.reference)
+                .map_err(told)?;
             table::json(&inspection)?;
         }
         ImageCommand::Rm(args) => {
@@ -141,7 +165,7 @@ pub(super) fn main(folders: &Folders, command: ImageCommand) -> Outcome {
             }
         }
         ImageCommand::Verify(args) => {
-            let store = open(Mode::Read)?;
+            let store = both(folders).map_err(told)?;
             if let Some(reference) = &args.reference {
                 store.inspect(reference).map_err(told)?;
             }
@@ -158,8 +182,14 @@ pub(super) fn main(folders: &Folders, command: ImageCommand) -> Outcome {
             }
             return Ok(if faults.is_empty() { DONE } else { no() });
         }
+        ImageCommand::Seal => println!("{}", open(Mode::Read)?.seal().map_err(told)?),
     }
     Ok(DONE)
+}
+
+/// The writable store, empty where it was not made yet, and the preloaded one.
+fn both(folders: &Folders) -> Result<Stores, ImageError> {
+    Stores::open(folders.images(), Mode::Read, &folders.preloaded, None)
 }
 
 /// Images of containers; none where no agent answers (then nothing is launched either).

@@ -41,6 +41,7 @@ pub(super) fn main(folders: Folders, args: LauncherArgs) -> Outcome {
         run_dir: folders.run,
         state_dir: folders.state,
         config_dir: folders.config,
+        preloaded_dir: folders.preloaded,
         cgroup_parent: args.cgroup_parent,
         proof_interval: Duration::from_millis(args.proof_interval),
     })

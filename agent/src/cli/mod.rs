@@ -51,6 +51,14 @@ struct FolderArgs {
     /// Documents
     #[arg(long, global = true, value_name = "DIR", default_value = "/etc/berth")]
     config_dir: PathBuf,
+    /// Read-only store of images that came with the firmware, with its seal beside it in DIR.seal
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        default_value = "/usr/share/berth/images"
+    )]
+    preloaded_dir: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]
@@ -152,6 +160,7 @@ pub(crate) fn main() -> ExitCode {
         run: cli.folders.run_dir,
         state: cli.folders.state_dir,
         config: cli.folders.config_dir,
+        preloaded: cli.folders.preloaded_dir,
     };
     let outcome = match cli.command {
         Command::Agent(args) => agent::main(folders, args),

@@ -122,6 +122,7 @@ fn start(settings: &Settings) -> io::Result<u32> {
         ("--run-dir", &folders.run),
         ("--state-dir", &folders.state),
         ("--config-dir", &folders.config),
+        ("--preloaded-dir", &folders.preloaded),
     ] {
         command.arg(flag).arg(path);
     }

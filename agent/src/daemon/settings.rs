@@ -15,6 +15,8 @@ pub(crate) struct Folders {
     pub state: PathBuf,
     /// Documents.
     pub config: PathBuf,
+    /// The read-only store of images that came with the firmware; it need not be there.
+    pub preloaded: PathBuf,
 }
 
 impl Folders {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use berth_documents::{Document, RuleSpec, Set, WorkloadSpec};
-use berth_images::{Mode, Store as Images};
+use berth_images::{Mode, Stores as Images};
 use berth_launcher::paths::make_dir;
 use berth_launcher::wire::{Refusal, Reply, Status};
 use berth_rt::cgroup::{Hierarchy, Support};
@@ -43,7 +43,7 @@ impl Agent {
         ] {
             make_dir(folder, mode)?;
         }
-        let images = Images::open(folders.images(), Mode::Write)?;
+        let images = Images::open(folders.images(), Mode::Write, &folders.preloaded, None)?;
         server::listen(folders, queue.clone()).with_context(|| folders.api().display().to_string())?;
         let metrics = Metrics::new()?;
         let metrics_at = match settings.metrics {

@@ -39,6 +39,7 @@ fn agent(folder: &Path) -> (Agent, UnboundedReceiver<Input>) {
         run: dir("run"),
         state: dir("state"),
         config: dir("config"),
+        preloaded: folder.join("preloaded"),
     };
     let settings = Settings {
         folders,

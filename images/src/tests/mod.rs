@@ -3,6 +3,7 @@
 mod hostile;
 mod loading;
 mod power;
+mod preloaded;
 mod unpacking;
 
 use std::fs;
