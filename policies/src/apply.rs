@@ -13,7 +13,7 @@ use crate::profile::{Limit, Profile, Seccomp};
 impl Profile {
     /// Overwrite: the five capability sets, noNewPrivileges, rlimits, SELinux and AppArmor labels, the read-only root,
     /// flags of every mount, namespaces (none joined), id mappings (none), seccomp, masked and read-only paths, device
-    /// nodes (none beyond the runtime's own) and device rules (deny all, then the profile's), sysctls, root
+    /// nodes (none beyond the runtime's own) and device rules (deny all, then the profile's), sysctls (the profile's), root
     /// propagation and personality (none).
     ///
     /// What the profile's user is granted beyond it (a device, the host's network) is written after this.
@@ -41,13 +41,12 @@ impl Profile {
         let set = |names: &std::collections::BTreeSet<&'static str>| -> Capabilities {
             names.iter().filter_map(|name| names::capability(name)).collect()
         };
-        let (granted, ambient) = (set(&self.capabilities), set(&self.ambient));
         let capabilities = LinuxCapabilitiesBuilder::default()
-            .bounding(granted.clone())
-            .permitted(granted.clone())
-            .effective(granted)
-            .inheritable(ambient.clone())
-            .ambient(ambient)
+            .bounding(set(self.bounding()))
+            .permitted(set(self.permitted()))
+            .effective(set(self.effective()))
+            .inheritable(set(self.inheritable()))
+            .ambient(set(&self.ambient))
             .build()
             .map_err(|_| ProfileError::Document {
                 section: "process.capabilities",
@@ -97,7 +96,7 @@ impl Profile {
         linux
             .set_uid_mappings(None)
             .set_gid_mappings(None)
-            .set_sysctl(None);
+            .set_sysctl((!self.sysctls.is_empty()).then(|| self.sysctls.clone().into_iter().collect()));
         linux
             .set_rootfs_propagation(None)
             .set_personality(None)
@@ -144,7 +143,7 @@ impl Profile {
         } else {
             "0.0".to_owned()
         };
-        let judge = Judge::here(&self.capabilities, &release)
+        let judge = Judge::here(self.bounding(), &release)
             .ok_or_else(|| node(format!("`{}` is no kernel release", release.trim())))?;
         let wrong = |problem| ProfileError::Field {
             name: self.name.clone(),

@@ -14,6 +14,7 @@ mod errno;
 mod error;
 mod filter;
 mod names;
+mod origin;
 mod profile;
 mod resolve;
 mod seccomp;
@@ -22,10 +23,12 @@ mod syscalls;
 
 pub use error::{Problem, ProfileError};
 pub use filter::{ArchLine, Argument, Condition, Entry, Filter, Judge};
-pub use profile::{DeviceRule, Limit, Profile, Seccomp};
+pub use origin::Line;
+pub use profile::{DeviceRule, Limit, Profile, Seccomp, Sets};
 pub use resolve::{resolve, shipped, shipped_names};
 pub use spec::{
-    CapabilitiesSpec, LimitSpec, LimitValue, ListSpec, ProfileSpec, SeccompEdit, SeccompSpec, UserNamespace,
+    CapabilitiesSpec, LandlockPath, LandlockSpec, LimitSpec, LimitValue, ListSpec, Mechanism, OnMissing,
+    ProfileSpec, SeccompEdit, SeccompFile, SeccompSpec, UserNamespace,
 };
 
 /// The profile of a workload that names none.

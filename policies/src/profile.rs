@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType};
 
 use crate::filter::Filter;
+use crate::origin::Line;
+use crate::spec::{LandlockSpec, Mechanism};
 
 /// What one container may do.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,8 +19,10 @@ pub struct Profile {
     pub loud: bool,
     /// Effective, permitted and bounding set, by name.
     pub capabilities: BTreeSet<&'static str>,
-    /// Ambient and inheritable set; part of `capabilities`.
+    /// Ambient set; part of the permitted and the inheritable one.
     pub ambient: BTreeSet<&'static str>,
+    /// Sets that are not what `capabilities` and `ambient` give: bounding, permitted, effective, inheritable.
+    pub sets: Sets,
     /// PR_SET_NO_NEW_PRIVS.
     pub no_new_privileges: bool,
     /// Read-only root.
@@ -43,6 +47,51 @@ pub struct Profile {
     pub mount_label: Option<String>,
     /// AppArmor profile.
     pub apparmor_profile: Option<String>,
+    /// Kernel parameters of its own namespaces.
+    pub sysctls: BTreeMap<String, String>,
+    /// Landlock domain.
+    pub landlock: Option<LandlockSpec>,
+    /// A core scheduling cookie of its own.
+    pub core_scheduling: bool,
+    /// Mechanisms that may be missing; every other one refuses the launch.
+    pub skip: BTreeSet<Mechanism>,
+    /// Each line of it with the profile it comes from.
+    pub lines: Vec<Line>,
+}
+
+/// Capability sets written out; `None`: what the granted capabilities give.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sets {
+    /// CapBnd.
+    pub bounding: Option<BTreeSet<&'static str>>,
+    /// CapPrm.
+    pub permitted: Option<BTreeSet<&'static str>>,
+    /// CapEff.
+    pub effective: Option<BTreeSet<&'static str>>,
+    /// CapInh.
+    pub inheritable: Option<BTreeSet<&'static str>>,
+}
+
+impl Profile {
+    /// The bounding set.
+    pub fn bounding(&self) -> &BTreeSet<&'static str> {
+        self.sets.bounding.as_ref().unwrap_or(&self.capabilities)
+    }
+
+    /// The permitted set.
+    pub fn permitted(&self) -> &BTreeSet<&'static str> {
+        self.sets.permitted.as_ref().unwrap_or(&self.capabilities)
+    }
+
+    /// The effective set.
+    pub fn effective(&self) -> &BTreeSet<&'static str> {
+        self.sets.effective.as_ref().unwrap_or_else(|| self.permitted())
+    }
+
+    /// The inheritable set.
+    pub fn inheritable(&self) -> &BTreeSet<&'static str> {
+        self.sets.inheritable.as_ref().unwrap_or(&self.ambient)
+    }
 }
 
 /// A resource limit; `u64::MAX` is unlimited.
@@ -116,6 +165,22 @@ impl DeviceRule {
         })
     }
 
+    /// As it was written.
+    pub fn to_text(&self) -> String {
+        let number = |n: Option<u32>| n.map_or("*".to_owned(), |n| n.to_string());
+        let kind = match self.kind {
+            LinuxDeviceType::A => 'a',
+            LinuxDeviceType::B => 'b',
+            _ => 'c',
+        };
+        format!(
+            "{kind} {}:{} {}",
+            number(self.major),
+            number(self.minor),
+            self.access
+        )
+    }
+
     /// The OCI rule that allows it.
     pub fn to_oci(&self) -> Result<LinuxDeviceCgroup, oci_spec::OciSpecError> {
         let mut rule = LinuxDeviceCgroupBuilder::default()
@@ -153,7 +218,11 @@ mod tests {
             ("", false),
         ];
         for (text, good) in table {
-            assert_eq!(DeviceRule::parse(text).is_ok(), good, "{text}");
+            let parsed = DeviceRule::parse(text);
+            assert_eq!(parsed.is_ok(), good, "{text}");
+            if let Ok(rule) = parsed {
+                assert_eq!(DeviceRule::parse(&rule.to_text()), Ok(rule));
+            }
         }
     }
 }

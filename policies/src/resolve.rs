@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::{Problem, ProfileError};
 use crate::names::{self, CAPABILITIES};
-use crate::profile::{DeviceRule, Limit, Profile, Seccomp};
-use crate::spec::{CapabilitiesSpec, ListSpec, ProfileSpec, SeccompSpec, problem};
-use crate::{DEFAULT, seccomp};
+use crate::profile::{DeviceRule, Limit, Profile, Seccomp, Sets};
+use crate::spec::{CapabilitiesSpec, ListSpec, OnMissing, ProfileSpec, SeccompSpec, namespace_of, problem};
+use crate::{DEFAULT, origin, seccomp};
 
 /// The shipped profiles by name, in the order they are shown.
 static SHIPPED: [(&str, &str); 6] = [
@@ -67,7 +67,10 @@ pub fn resolve(name: &str, custom: &BTreeMap<String, ProfileSpec>) -> Result<Pro
         if let Some(problem) = spec.validate().into_iter().next() {
             return Err(wrong(problem));
         }
-        merge(&mut profile, spec).map_err(wrong)?;
+        merge(&mut profile, spec)
+            .and_then(|()| agrees(&profile))
+            .map_err(wrong)?;
+        origin::mark(&mut profile, name);
     }
     Ok(profile)
 }
@@ -102,7 +105,44 @@ fn nothing(name: &str, chain: Vec<String>) -> Profile {
         selinux_label: None,
         mount_label: None,
         apparmor_profile: None,
+        sets: Sets::default(),
+        sysctls: BTreeMap::new(),
+        landlock: None,
+        core_scheduling: false,
+        skip: BTreeSet::new(),
+        lines: Vec::new(),
     }
+}
+
+/// What a profile says must agree with what it builds on.
+fn agrees(profile: &Profile) -> Result<(), Problem> {
+    for name in profile.sysctls.keys() {
+        let needed = namespace_of(name).filter(|n| !profile.namespaces.contains(*n));
+        if let Some(needed) = needed {
+            let message = format!("the container has no {needed} namespace of its own");
+            let hint = Some(format!("add `{needed}` to namespaces, or take the sysctl out"));
+            return Err(problem(&format!("spec.sysctls.{name}"), message, hint));
+        }
+    }
+    if profile.selinux_label.is_some() && profile.apparmor_profile.is_some() {
+        let message = "a process has an SELinux label or an AppArmor profile, not both".to_owned();
+        let hint = Some("the other one is a base profile's: extend another".into());
+        return Err(problem("spec.apparmorProfile", message, hint));
+    }
+    let within = [
+        ("effective", profile.effective(), "permitted", profile.permitted()),
+        ("ambient", &profile.ambient, "permitted", profile.permitted()),
+        ("ambient", &profile.ambient, "inheritable", profile.inheritable()),
+        ("permitted", profile.permitted(), "bounding", profile.bounding()),
+    ];
+    for (name, set, of, outer) in within {
+        if let Some(one) = set.difference(outer).next() {
+            let message = format!("`{one}` is not in the {of} set");
+            let hint = Some(format!("add it to `{of}`, or take it out of `{name}`"));
+            return Err(problem(&format!("spec.capabilities.{name}"), message, hint));
+        }
+    }
+    Ok(())
 }
 
 fn merge(profile: &mut Profile, spec: &ProfileSpec) -> Result<(), Problem> {
@@ -138,6 +178,19 @@ fn merge(profile: &mut Profile, spec: &ProfileSpec) -> Result<(), Problem> {
             up_to: limit.up_to,
         };
         profile.rlimits.insert(name.clone(), limit);
+    }
+    for (name, value) in &spec.sysctls {
+        profile.sysctls.insert(name.clone(), value.clone());
+    }
+    if spec.landlock.is_some() {
+        profile.landlock.clone_from(&spec.landlock);
+    }
+    profile.core_scheduling = spec.core_scheduling.unwrap_or(profile.core_scheduling);
+    for (mechanism, answer) in &spec.on_missing {
+        match answer {
+            OnMissing::Refuse => profile.skip.remove(mechanism),
+            OnMissing::Skip => profile.skip.insert(*mechanism),
+        };
     }
     match &spec.seccomp {
         None => {}
@@ -188,6 +241,22 @@ fn capabilities(profile: &mut Profile, spec: &CapabilitiesSpec) -> Result<(), Pr
     match &spec.ambient {
         None => profile.ambient.retain(|name| !dropped.contains(name)),
         Some(list) => profile.ambient = expand(list),
+    }
+    for (mine, theirs) in [
+        (&mut profile.sets.bounding, &spec.bounding),
+        (&mut profile.sets.permitted, &spec.permitted),
+        (&mut profile.sets.effective, &spec.effective),
+        (&mut profile.sets.inheritable, &spec.inheritable),
+    ] {
+        match theirs {
+            Some(list) => *mine = Some(expand(list)),
+            None => mine
+                .iter_mut()
+                .for_each(|set| set.retain(|name| !dropped.contains(name))),
+        }
+    }
+    if profile.sets.permitted.is_some() || profile.sets.inheritable.is_some() {
+        return Ok(());
     }
     match profile.ambient.difference(&profile.capabilities).next() {
         None => Ok(()),

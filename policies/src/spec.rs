@@ -32,6 +32,21 @@ pub struct ProfileSpec {
     /// Root file system mounted read-only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub readonly_root: Option<bool>,
+    /// Kernel parameters of the container's own namespaces, by name (`net.ipv4.ip_forward`); those of the base
+    /// profile stay unless named.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub sysctls: BTreeMap<String, String>,
+    /// A Landlock domain for every process of the container, in the place of the base profile's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub landlock: Option<LandlockSpec>,
+    /// A core scheduling cookie of the container's own: no thread of another runs on a core's second thread while one
+    /// of its own runs on the first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub core_scheduling: Option<bool>,
+    /// What happens where the node lacks a mechanism: `refuse` unless written otherwise; those of the base profile stay
+    /// unless named.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub on_missing: BTreeMap<Mechanism, OnMissing>,
     /// User namespace. `host` is the only value today: container ids are the host's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user_namespace: Option<UserNamespace>,
@@ -75,6 +90,62 @@ pub enum UserNamespace {
     Host,
 }
 
+/// What a node may lack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Mechanism {
+    /// The `landlock` of a profile.
+    Landlock,
+    /// The `coreScheduling` of a profile.
+    CoreScheduling,
+    /// The `selinuxLabel` and `mountLabel` of a profile.
+    Selinux,
+    /// The `apparmorProfile` of a profile.
+    Apparmor,
+}
+
+/// What happens where the node lacks a mechanism.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum OnMissing {
+    /// The launch is refused.
+    #[default]
+    Refuse,
+    /// It is left out, and the launcher's log says so.
+    Skip,
+}
+
+/// A Landlock domain (landlock(7)): everything of the kinds it handles is refused but what a rule grants.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct LandlockSpec {
+    /// What is granted below which paths; nothing here: files are not handled.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<LandlockPath>,
+    /// TCP ports that may be bound; absent: not handled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bind_tcp: Option<Vec<u16>>,
+    /// TCP ports that may be connected to; absent: not handled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connect_tcp: Option<Vec<u16>>,
+    /// `abstractSockets`, `signals`: kept inside the domain.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub scope: Vec<String>,
+}
+
+/// What is granted below one path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LandlockPath {
+    /// A file, or a folder with everything below it, inside the container.
+    pub path: String,
+    /// Of `read`, `execute`, `write`, `make`, `makeDevices`, `ioctl`.
+    pub access: Vec<String>,
+    /// A path that is not there is passed over; else the launch fails.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub optional: bool,
+}
+
 /// Capabilities; `ALL` stands for every one of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -90,6 +161,18 @@ pub struct CapabilitiesSpec {
     /// profile's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ambient: Option<Vec<String>>,
+    /// The bounding set, where it shall not be what `set`, `add` and `drop` give.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bounding: Option<Vec<String>>,
+    /// The permitted set, the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub permitted: Option<Vec<String>>,
+    /// The effective set, the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub effective: Option<Vec<String>>,
+    /// The inheritable set, where it shall not be the ambient one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inheritable: Option<Vec<String>>,
 }
 
 /// A list, or a change of the base profile's.
@@ -239,6 +322,10 @@ impl ProfileSpec {
                 ("set", caps.set.as_deref()),
                 ("add", Some(&caps.add)),
                 ("drop", Some(&caps.drop)),
+                ("bounding", caps.bounding.as_deref()),
+                ("permitted", caps.permitted.as_deref()),
+                ("effective", caps.effective.as_deref()),
+                ("inheritable", caps.inheritable.as_deref()),
             ];
             for (field, list) in lists {
                 let path = format!("spec.capabilities.{field}");
@@ -308,6 +395,10 @@ impl ProfileSpec {
             DeviceRule::parse(text).err()
         });
         self.limits(&mut found);
+        self.sysctls(&mut found);
+        if let Some(landlock) = &self.landlock {
+            landlock.validate(&mut found);
+        }
         if let Some(seccomp) = &self.seccomp {
             crate::seccomp::validate(seccomp, &mut found);
         }
@@ -320,6 +411,26 @@ impl ProfileSpec {
             ));
         }
         found
+    }
+
+    fn sysctls(&self, found: &mut Vec<Problem>) {
+        for (name, value) in &self.sysctls {
+            let path = format!("spec.sysctls.{name}");
+            let plain = |c: char| c.is_ascii_alphanumeric() || "._-/".contains(c);
+            if namespace_of(name).is_none() {
+                let message = "no namespace keeps it from the rest of the node".to_owned();
+                let hint = "net.*, fs.mqueue.*, kernel.msg*, kernel.sem, kernel.shm* are a container's own";
+                found.push(problem(&path, message, Some(hint.into())));
+            } else if !name.chars().all(plain) || name.split(['.', '/']).any(|p| p.is_empty() || p == "..") {
+                found.push(problem(&path, "it is not the name of a sysctl".into(), None));
+            } else if value.is_empty() || value.contains('\n') {
+                found.push(problem(
+                    &path,
+                    "its value is empty or has a line break".into(),
+                    None,
+                ));
+            }
+        }
     }
 
     fn limits(&self, found: &mut Vec<Problem>) {
@@ -337,6 +448,94 @@ impl ProfileSpec {
                 ));
             }
         }
+    }
+}
+
+/// The namespace that keeps a sysctl from the rest of the node; `None`: none does. Host and domain name have fields of
+/// their own.
+pub(crate) fn namespace_of(name: &str) -> Option<&'static str> {
+    const IPC: [&str; 10] = [
+        "kernel.msgmax",
+        "kernel.msgmnb",
+        "kernel.msgmni",
+        "kernel.sem",
+        "kernel.shmall",
+        "kernel.shmmax",
+        "kernel.shmmni",
+        "kernel.shm_rmid_forced",
+        "kernel.msg_next_id",
+        "kernel.sem_next_id",
+    ];
+    if name.starts_with("net.") || name.starts_with("net/") {
+        Some("network")
+    } else if name.starts_with("fs.mqueue.") || IPC.contains(&name) {
+        Some("ipc")
+    } else {
+        None
+    }
+}
+
+impl LandlockSpec {
+    fn validate(&self, found: &mut Vec<Problem>) {
+        const ACCESS: [&str; 6] = ["execute", "ioctl", "make", "makeDevices", "read", "write"];
+        const SCOPE: [&str; 2] = ["abstractSockets", "signals"];
+        let at = "spec.landlock";
+        let nothing = *self == Self::default();
+        if nothing {
+            let hint = "write paths, bindTcp, connectTcp or scope, or take it out".to_owned();
+            found.push(problem(at, "it handles nothing".into(), Some(hint)));
+        }
+        let mut executes = self.paths.is_empty();
+        for (index, rule) in self.paths.iter().enumerate() {
+            let path = format!("{at}.paths[{index}]");
+            if !rule.path.starts_with('/') || rule.path.split('/').any(|part| part == "..") {
+                let message = format!(
+                    "`{}`: a path inside the container is absolute and has no `..`",
+                    rule.path
+                );
+                found.push(problem(&format!("{path}.path"), message, None));
+            }
+            if self.paths[..index].iter().any(|other| other.path == rule.path) {
+                found.push(problem(
+                    &format!("{path}.path"),
+                    format!("`{}` is given twice", rule.path),
+                    Some("join the two".into()),
+                ));
+            }
+            if rule.access.is_empty() {
+                let hint = Some(format!("grant one of {}", ACCESS.join(", ")));
+                found.push(problem(
+                    &format!("{path}.access"),
+                    "it grants nothing".into(),
+                    hint,
+                ));
+            }
+            executes |= rule.access.iter().any(|a| a == "execute");
+            words(
+                found,
+                &format!("{path}.access"),
+                Some(&rule.access),
+                "access",
+                |name| ACCESS.contains(&name),
+                |name| names::nearest(name, ACCESS),
+            );
+        }
+        if !executes {
+            let hint = "grant `execute` (and `read`) where the program lies".to_owned();
+            found.push(problem(
+                &format!("{at}.paths"),
+                "no path may be executed".into(),
+                Some(hint),
+            ));
+        }
+        words(
+            found,
+            &format!("{at}.scope"),
+            Some(&self.scope),
+            "scope",
+            |name| SCOPE.contains(&name),
+            |name| names::nearest(name, SCOPE),
+        );
     }
 }
 

@@ -217,7 +217,56 @@ fn what_is_wrong_is_refused_by_name() {
             "not both",
         ),
     ];
-    for (value, path, word) in table {
+    let more = [
+        (
+            json!({"sysctls": {"kernel.core_pattern": "x"}}),
+            "spec.sysctls.kernel.core_pattern",
+            "no namespace",
+        ),
+        (
+            json!({"sysctls": {"net..x": "1"}}),
+            "spec.sysctls.net..x",
+            "not the name",
+        ),
+        (json!({"sysctls": {"net.x": ""}}), "spec.sysctls.net.x", "empty"),
+        (
+            json!({"sysctls": {"net.ipv4.ip_forward": "1"}, "namespaces": ["mount", "pid"]}),
+            "spec.sysctls.net.ipv4.ip_forward",
+            "network namespace",
+        ),
+        (json!({"landlock": {}}), "spec.landlock", "handles nothing"),
+        (
+            json!({"landlock": {"paths": [{"path": "/a", "access": ["read"]}]}}),
+            "spec.landlock.paths",
+            "executed",
+        ),
+        (
+            json!({"landlock": {"paths": [{"path": "/a", "access": ["execute", "wirte"]}]}}),
+            "spec.landlock.paths[0].access[1]",
+            "write",
+        ),
+        (
+            json!({"landlock": {"scope": ["signal"]}}),
+            "spec.landlock.scope[0]",
+            "signals",
+        ),
+        (
+            json!({"capabilities": {"effective": ["CAP_KILL"]}}),
+            "spec.capabilities.effective",
+            "permitted",
+        ),
+        (
+            json!({"capabilities": {"permitted": ["CAP_KILL"]}}),
+            "spec.capabilities.permitted",
+            "bounding",
+        ),
+        (
+            json!({"capabilities": {"add": ["CAP_KILL"], "ambient": ["CAP_KILL"], "inheritable": []}}),
+            "spec.capabilities.ambient",
+            "inheritable",
+        ),
+    ];
+    for (value, path, word) in table.into_iter().chain(more) {
         match resolve("p", &custom_one(value.clone())) {
             Err(ProfileError::Field { name, problem }) => {
                 assert_eq!((name.as_str(), problem.path.as_str()), ("p", path), "{value}");
@@ -232,6 +281,9 @@ fn what_is_wrong_is_refused_by_name() {
 fn unknown_fields_and_values_do_not_read() {
     for value in [
         json!({"capabilites": {}}),
+        json!({"onMissing": {"landlok": "skip"}}),
+        json!({"onMissing": {"landlock": "ignore"}}),
+        json!({"landlock": {"path": []}}),
         json!({"capabilities": {"plus": []}}),
         json!({"userNamespace": "own"}),
         json!({"seccomp": {"alow": []}}),
@@ -381,4 +433,68 @@ fn apply_grants_what_the_profile_grants() {
     let mut empty = Spec::default();
     empty.set_linux(None);
     assert!(plain("strict").apply(&mut empty).is_err());
+}
+
+#[test]
+fn each_line_has_the_profile_it_comes_from() {
+    let custom = custom(&[
+        (
+            "a",
+            json!({"extends": "realtime", "capabilities": {"add": ["CAP_KILL"]}, "sysctls": {"net.core.somaxconn": "9"},
+                     "onMissing": {"landlock": "skip"}, "seccomp": {"deny": ["read"]}}),
+        ),
+        (
+            "b",
+            json!({"extends": "a", "capabilities": {"drop": ["CAP_IPC_LOCK"]}, "sysctls": {"net.core.somaxconn": "10"},
+                     "onMissing": {"landlock": "refuse"}, "rlimits": {"RLIMIT_CORE": {"soft": 0, "hard": 0}}}),
+        ),
+    ]);
+    let b = resolve("b", &custom).expect("b");
+    let origin = |field: &str, value: &str| {
+        let line = b.lines.iter().find(|l| l.field == field && l.value == value);
+        line.map(|l| l.origin.as_str())
+    };
+    let table = [
+        ("capabilities", "CAP_KILL", Some("a")),
+        ("capabilities", "CAP_SYS_NICE", Some("realtime")),
+        ("capabilities", "CAP_IPC_LOCK", None),
+        ("sysctls.net.core.somaxconn", "10", Some("b")),
+        ("sysctls.net.core.somaxconn", "9", None),
+        ("rlimits.RLIMIT_CORE", "0:0", Some("strict")),
+        ("seccomp.allow", "write", Some("strict")),
+        ("seccomp.allow", "mbind", Some("realtime")),
+        ("seccomp.errno 1", "read", Some("a")),
+        ("noNewPrivileges", "true", Some("strict")),
+        ("onMissing", "landlock: skip", None),
+        ("devices", "c 1:3 rwm", Some("strict")),
+    ];
+    for (field, value, expected) in table {
+        assert_eq!(origin(field, value), expected, "{field} {value}");
+    }
+    assert!(b.skip.is_empty());
+}
+
+#[test]
+fn five_sets_as_written() {
+    let custom = custom_one(
+        json!({"capabilities": {"add": ["CAP_KILL", "CAP_CHOWN"], "permitted": ["CAP_KILL"], "effective": [],
+                                                   "inheritable": ["CAP_KILL"], "ambient": ["CAP_KILL"]}}),
+    );
+    let mut document = hostile();
+    resolve("p", &custom)
+        .expect("p")
+        .apply(&mut document)
+        .expect("apply");
+    let value = serde_json::to_value(&document).expect("json");
+    let sets = &value["process"]["capabilities"];
+    let kill = json!(["CAP_KILL"]);
+    for (name, expected) in [
+        ("permitted", &kill),
+        ("effective", &json!([])),
+        ("inheritable", &kill),
+        ("ambient", &kill),
+    ] {
+        assert_eq!(&sets[name], expected, "{name}");
+    }
+    assert_eq!(sets["bounding"].as_array().map(Vec::len), Some(2));
 }

@@ -1,16 +1,17 @@
 //! Image configuration, request and profile → one OCI document and the runtime's extensions.
 //!
-//! A pure function of its inputs. Invariants: no security setting is written here: the profile overwrites every
+//! A pure function of its inputs and of what the kernel lacks. Invariants: no security setting is written here: the profile overwrites every
 //! one of them ([`Profile::apply`]); what the request grants beyond the profile is only what berth gave this
 //! one container (its devices, its cores, its mounts), and each grant is a line of its own.
 
 use std::path::{Path, PathBuf};
 
 use berth_images::ImageConfiguration;
-use berth_policies::Profile;
+use berth_policies::{Mechanism, Profile};
 use berth_rt::cgroup::{Extras, Isolate};
 use berth_rt::cpu::CpuSet;
 use berth_runtime::Extensions;
+use berth_runtime::landlock::{Access, Landlock, PathRule, Scope};
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
     Linux, LinuxBuilder, LinuxCpuBuilder, LinuxDeviceBuilder, LinuxDeviceCgroupBuilder, LinuxDeviceType,
@@ -97,6 +98,7 @@ pub fn compose(inputs: &Inputs<'_>) -> Result<Composed, Refusal> {
         message: chain(&e),
         hint: e.hint(),
     })?;
+    leave_out(inputs.profile, &mut spec);
     if let Some(linux) = spec.linux_mut() {
         network(linux, request.network);
         grant(linux, &request.devices).map_err(built)?;
@@ -123,6 +125,8 @@ pub fn compose(inputs: &Inputs<'_>) -> Result<Composed, Refusal> {
         report_isolation: !request.placement.shared,
         interfaces: request.interfaces.iter().map(interface).collect(),
         require_isolated: request.placement.require_isolated,
+        landlock: landlock(inputs.profile),
+        core_cookie: core_cookie(inputs.profile),
         cgroup: Extras {
             isolate: match (request.placement.shared, request.placement.require_isolated) {
                 (true, _) => Isolate::No,
@@ -137,6 +141,63 @@ pub fn compose(inputs: &Inputs<'_>) -> Result<Composed, Refusal> {
         extensions,
         program,
     })
+}
+
+/// The profile's Landlock domain in the runtime's words.
+fn landlock(profile: &Profile) -> Option<Landlock> {
+    let wanted = profile.landlock.as_ref()?;
+    let access = |word: &String| match word.as_str() {
+        "read" => Some(Access::Read),
+        "execute" => Some(Access::Execute),
+        "write" => Some(Access::Write),
+        "make" => Some(Access::Make),
+        "makeDevices" => Some(Access::MakeDevices),
+        "ioctl" => Some(Access::Ioctl),
+        _ => None, // resolving refused it
+    };
+    let scope = |word: &String| match word.as_str() {
+        "abstractSockets" => Some(Scope::AbstractSockets),
+        "signals" => Some(Scope::Signals),
+        _ => None,
+    };
+    let paths = wanted.paths.iter().map(|rule| PathRule {
+        path: rule.path.clone().into(),
+        access: rule.access.iter().filter_map(access).collect(),
+        optional: rule.optional,
+    });
+    Some(Landlock {
+        paths: paths.collect(),
+        bind_tcp: wanted.bind_tcp.clone(),
+        connect_tcp: wanted.connect_tcp.clone(),
+        scope: wanted.scope.iter().filter_map(scope).collect(),
+        skip: profile.skip.contains(&Mechanism::Landlock),
+    })
+}
+
+/// Asked for, and not both missing and allowed to be.
+fn core_cookie(profile: &Profile) -> bool {
+    let may_miss = profile.skip.contains(&Mechanism::CoreScheduling);
+    profile.core_scheduling && (!may_miss || berth_runtime::core_scheduling())
+}
+
+/// What the node lacks and the profile says may be left out.
+fn leave_out(profile: &Profile, spec: &mut Spec) {
+    let skip = |mechanism| profile.skip.contains(&mechanism);
+    if skip(Mechanism::Selinux) && !Path::new("/sys/fs/selinux/enforce").exists() {
+        if let Some(process) = spec.process_mut() {
+            process.set_selinux_label(None);
+        }
+        if let Some(linux) = spec.linux_mut() {
+            linux.set_mount_label(None);
+        }
+    }
+    let apparmor = || std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
+    if skip(Mechanism::Apparmor)
+        && !apparmor().is_ok_and(|on| on.trim() == "Y")
+        && let Some(process) = spec.process_mut()
+    {
+        process.set_apparmor_profile(None);
+    }
 }
 
 /// An error with all its causes, one line.

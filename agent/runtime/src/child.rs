@@ -2,7 +2,7 @@
 //!
 //! Invariants: nothing here returns into the caller's code: the process execs, or reports its failure and ends.
 //! The order: standard streams, session, keyring → user ids mapped → namespaces joined → names, loopback, sysctl →
-//! mounts → hooks → pivot_root → descriptors closed → limits, bounding set, user, capabilities → working directory
+//! mounts → hooks → pivot_root → descriptors closed → Landlock → limits, bounding set, user, capabilities → working directory
 //! → program found → label → no_new_privs → seccomp → wait for the start message → exec. After the filter only
 //! read, write, execve and exit_group are called.
 
@@ -19,8 +19,9 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{AccessFlags, Gid, Uid, access, chdir, getcwd, setgroups, setresgid, setresuid, setsid};
 
+use crate::landlock;
 use crate::recipe::{Label, Process, Recipe};
-use crate::report::{self, Down, Failure, Step, Up};
+use crate::report::{self, Down, Failure, Inside, Step, Up};
 use crate::rootfs::{PROC_MAGIC, Rootfs};
 use crate::seccomp::{self, Filter, Insn, LoadError};
 use crate::sys::process as sys;
@@ -78,10 +79,7 @@ fn set_up(recipe: &Recipe, ends: &Ends<'_>) -> Result<Infallible, Failure> {
         sys::dup_onto(*fd, target as RawFd).step("standard streams", "")?;
     }
     setsid().step("setsid", "")?;
-    match sys::join_session_keyring(&format!("_berth.{}", recipe.id)) {
-        Ok(()) | Err(Errno::ENOSYS) => {} // a kernel without keyrings has nothing to share
-        Err(errno) => return Err(Failure::new("session keyring", &recipe.id, errno)),
-    }
+    let mut inside: Vec<Inside> = own_keyring(&recipe.id)?.into_iter().collect();
     umask(Mode::empty());
     let mut prepared = None;
     if recipe.new & libc::CLONE_NEWUSER as u64 != 0 {
@@ -100,7 +98,7 @@ fn set_up(recipe: &Recipe, ends: &Ends<'_>) -> Result<Infallible, Failure> {
     for (kind, fd, path) in ends.join {
         setns(fd, CloneFlags::from_bits_truncate(*kind as i32)).step("join namespace", path)?;
     }
-    name_things(recipe, &proc)?;
+    name_things(recipe, &proc, &mut inside)?;
     timing.mark("session and names");
     let mut rootfs = Rootfs::begin(recipe, prepared, ends.idmaps)?;
     timing.mark("root");
@@ -152,6 +150,12 @@ fn set_up(recipe: &Recipe, ends: &Ends<'_>) -> Result<Infallible, Failure> {
         sys::set_personality(domain).step("personality", "")?;
     }
     let process = &recipe.process;
+    if let Some(landlock) = &process.landlock {
+        let found = landlock::enter(landlock)?;
+        let source = "mount(2), open(2) inside, before exec";
+        inside.push(["landlock".into(), found.promised, found.actual, source.into()]);
+        timing.mark("landlock");
+    }
     if recipe.new & libc::CLONE_NEWUSER as u64 == 0 {
         limit(process, None)?;
     }
@@ -175,12 +179,12 @@ fn set_up(recipe: &Recipe, ends: &Ends<'_>) -> Result<Infallible, Failure> {
         find_program(process)?;
         label.map_or(Ok(()), write_label)?;
         restrict(process, filter.as_ref())?;
-        ready(ends, timing)?;
+        ready(ends, timing, inside)?;
         exec(process, wait_for_start(wait, tell, &mut buffer), tell)
     } else {
         // Hooks that run inside need more system calls than the filter may leave.
         find_program(process)?;
-        ready(ends, timing)?;
+        ready(ends, timing, inside)?;
         let start = wait_for_start(wait, tell, &mut buffer);
         let state = ends.state.at(nix::unistd::getpid().as_raw(), "created");
         let outcome = crate::hooks::run("startContainer", &recipe.hooks_inside, &state)
@@ -194,8 +198,21 @@ fn set_up(recipe: &Recipe, ends: &Ends<'_>) -> Result<Infallible, Failure> {
     }
 }
 
+/// A session keyring of the container's own, and the fact that it is there.
+pub(crate) fn own_keyring(id: &str) -> Result<Option<Inside>, Failure> {
+    let name = format!("_berth.{id}");
+    match sys::join_session_keyring(&name) {
+        Ok(()) => {}
+        Err(Errno::ENOSYS) => return Ok(None), // a kernel without keyrings has nothing to share
+        Err(errno) => return Err(Failure::new("session keyring", id, errno)),
+    }
+    let actual = sys::session_keyring().step("session keyring, read back", id)?;
+    let source = "keyctl(KEYCTL_DESCRIBE) inside, before exec";
+    Ok(Some(["keyring.session".into(), name, actual, source.into()]))
+}
+
 /// Host name, domain name, loopback, sysctl.
-fn name_things(recipe: &Recipe, proc: &OwnedFd) -> Result<(), Failure> {
+fn name_things(recipe: &Recipe, proc: &OwnedFd, inside: &mut Vec<Inside>) -> Result<(), Failure> {
     if let Some(name) = &recipe.hostname {
         nix::unistd::sethostname(name).step("sethostname", name)?;
         // Nobody outside can ask for another namespace's name, so it is read back here.
@@ -217,6 +234,18 @@ fn name_things(recipe: &Recipe, proc: &OwnedFd) -> Result<(), Failure> {
         std::fs::File::from(file)
             .write_all(value.as_bytes())
             .step("sysctl", key)?;
+        // As the host name: /proc/sys shows everybody his own namespaces.
+        let file = nix::fcntl::openat(proc, &path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+            .step("sysctl, read back", key)?;
+        let actual = std::io::read_to_string(std::fs::File::from(file)).step("sysctl, read back", key)?;
+        let words = |text: &str| text.split_ascii_whitespace().collect::<Vec<_>>().join(" ");
+        let source = format!("/proc/sys/{key} inside, before exec");
+        inside.push([
+            format!("sysctl.{}", key.replace('/', ".")),
+            words(value),
+            words(&actual),
+            source,
+        ]);
     }
     Ok(())
 }
@@ -376,10 +405,10 @@ fn decode(flags: u32, program: &[u8]) -> Filter {
     }
 }
 
-fn ready(ends: &Ends<'_>, mut timing: Timing) -> Result<(), Failure> {
+fn ready(ends: &Ends<'_>, mut timing: Timing, inside: Vec<Inside>) -> Result<(), Failure> {
     timing.mark("restrict");
     // write(2) rather than send(2): the filter is in force.
-    let message = Up::Ready(timing.steps).encode();
+    let message = Up::Ready(timing.steps, inside).encode();
     nix::unistd::write(ends.socket, &message).step("report", "")?;
     Ok(())
 }

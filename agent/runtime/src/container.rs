@@ -43,6 +43,8 @@ pub(crate) enum Channel {
 pub(crate) struct Words {
     pub(crate) process: Process,
     pub(crate) filter: Option<Filter>,
+    /// Facts that the first process read before its exec, and nobody outside can.
+    pub(crate) inside: Vec<crate::report::Inside>,
 }
 
 /// A container between create and delete.

@@ -376,12 +376,14 @@ impl Plan {
         let text = serde_json::to_vec(&record).map_err(|e| CreateCause::file("write", &dir)(e.into()))?;
         state::prepare_file(&dir, state::RECORD, &text).map_err(CreateCause::file("write", &dir))?;
         timing.mark("record");
-        match child.receive()? {
-            Up::Ready(steps) => timing
-                .steps
-                .extend(steps.into_iter().map(|(s, us)| (format!("inside: {s}"), us))),
+        let inside = match child.receive()? {
+            Up::Ready(steps, inside) => {
+                let steps = steps.into_iter().map(|(s, us)| (format!("inside: {s}"), us));
+                timing.steps.extend(steps);
+                inside
+            }
             other => return Err(child.unexpected(other)),
-        }
+        };
         timing.mark("ready");
         state::put_file(&dir, state::RECORD).map_err(CreateCause::file("write", &dir))?;
         timing.mark("store");
@@ -403,6 +405,7 @@ impl Plan {
             Words {
                 process: self.recipe.process,
                 filter,
+                inside,
             },
         ))
     }

@@ -148,6 +148,7 @@ impl Container {
         let cloned = sys::clone3(CloneArgs::default());
         if let Ok(Cloned::Child) = cloned {
             let join = Join {
+                id: &self.record.id,
                 pidfd,
                 users: self.record.promise.uid_map.is_some(),
                 oom_score_adj: self.record.promise.oom_score_adj,
@@ -237,6 +238,7 @@ fn join_words(words: &Process, request: &ExecRequest) -> Result<Process, ExecErr
 }
 
 struct Join<'a> {
+    id: &'a str,
     pidfd: &'a OwnedFd,
     users: bool,
     oom_score_adj: Option<i32>,
@@ -256,6 +258,7 @@ fn enter(
         sys::dup_onto(*fd, target as RawFd).step("standard streams", "")?;
     }
     setsid().step("setsid", "")?;
+    child::own_keyring(join.id)?;
     if let Some(score) = join.oom_score_adj {
         // The caller's own may spare it from the kernel's memory killer.
         let file = "/proc/self/oom_score_adj";
@@ -288,10 +291,24 @@ fn enter(
     keep.extend(label.as_ref().map(|(fd, _)| fd.as_raw_fd()));
     sys::close_all_but(&keep).step("close descriptors", "")?;
     std::mem::forget(proc); // closed by number
+    if process.core_cookie {
+        // This process is in the container's pid namespace since its clone: its first process is 1.
+        sys::take_core_cookie(1).step("core scheduling", "")?;
+    }
     if join.users {
         child::become_root()?;
     } else {
         child::limit(process, None)?;
+    }
+    if let Some(landlock) = &process.landlock {
+        let found = crate::landlock::enter(landlock)?;
+        if found.promised != found.actual {
+            return Err(Failure::refused(
+                "landlock",
+                "",
+                &format!("promised {}, actual {}", found.promised, found.actual),
+            ));
+        }
     }
     let mut filter = filter;
     if !process.no_new_privs

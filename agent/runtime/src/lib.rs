@@ -19,6 +19,7 @@ mod dev;
 mod exec;
 pub mod fields;
 pub mod hooks;
+pub mod landlock;
 mod net;
 pub mod oci;
 mod options;
@@ -43,3 +44,8 @@ pub use options::OptionError;
 pub use plan::{Bundle, Context, Extensions, Hooks, Interface, Plan, PlanError, load};
 pub use report::Failure;
 pub use start::{ProveError, StartArgs, StartCause, StartError};
+
+/// Has the node core scheduling (PR_SCHED_CORE, cores of more than one thread)?
+pub fn core_scheduling() -> bool {
+    sys::process::core_cookie(0).is_ok()
+}

@@ -19,6 +19,7 @@ use thiserror::Error;
 
 use crate::fields;
 use crate::hooks::Hook;
+use crate::landlock::{self, Landlock};
 use crate::options::OptionError;
 use crate::proof::Promise;
 use crate::recipe::Recipe;
@@ -56,6 +57,11 @@ pub struct Extensions {
     pub idmap_root: bool,
     /// Network interfaces moved in at create.
     pub interfaces: Vec<Interface>,
+    /// Landlock domain of every process of the container.
+    pub landlock: Option<Landlock>,
+    /// A core scheduling cookie of the container's own: threads of others never run on a core's other thread while
+    /// its own run on one.
+    pub core_cookie: bool,
 }
 
 /// A network interface of the caller's namespace that goes into the container.
@@ -245,6 +251,38 @@ impl PlanError {
     }
 }
 
+/// What the kernel lacks of Landlock and core scheduling is refused here.
+fn confine(recipe: &mut Recipe, extensions: &Extensions) -> Result<(), PlanError> {
+    if let Some(landlock) = &extensions.landlock {
+        if let Some(missing) = landlock::missing(landlock, landlock::version()).filter(|_| !landlock.skip) {
+            let hint = "start a kernel that has it, or write `onMissing: {landlock: skip}` in the profile";
+            return Err(PlanError::refused_hint("landlock", missing, hint));
+        }
+        if !recipe.hooks_inside.is_empty() {
+            return Err(PlanError::refused(
+                "landlock",
+                "startContainer hooks would run in the domain",
+            ));
+        }
+        recipe.process.landlock = Some(landlock.clone());
+    }
+    if extensions.core_cookie {
+        crate::sys::process::core_cookie(0).map_err(|errno| {
+            let why = match errno {
+                nix::errno::Errno::EINVAL => "this kernel has no core scheduling (CONFIG_SCHED_CORE)",
+                nix::errno::Errno::ENODEV => {
+                    "the cores of this node have one thread each: there is nothing to keep apart"
+                }
+                other => other.desc(),
+            };
+            let hint = "take it out of the profile, or write `onMissing: {coreScheduling: skip}`";
+            PlanError::refused_hint("coreScheduling", why, hint)
+        })?;
+        recipe.process.core_cookie = true;
+    }
+    Ok(())
+}
+
 /// Hooks of the runtime's side, by kind.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hooks {
@@ -301,7 +339,8 @@ impl Plan {
             .process()
             .as_ref()
             .ok_or(PlanError::Missing { field: "process" })?;
-        let recipe = recipe::write(id, bundle, spec, process, extensions)?;
+        let mut recipe = recipe::write(id, bundle, spec, process, extensions)?;
+        confine(&mut recipe, extensions)?;
         let linux = spec.linux().as_ref();
         let resources = recipe::resources(linux.and_then(|l| l.resources().as_ref()), context.hierarchy);
         let scheduler = match (&extensions.scheduler, process.scheduler()) {

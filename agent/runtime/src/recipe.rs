@@ -69,6 +69,9 @@ pub(crate) struct Process {
     /// `RLIMIT_*` number, name, soft, hard.
     pub(crate) rlimits: Vec<Limit>,
     pub(crate) label: Option<Label>,
+    pub(crate) landlock: Option<crate::landlock::Landlock>,
+    /// Threads of others never share a core with its own at the same time.
+    pub(crate) core_cookie: bool,
 }
 
 /// One resource limit.

@@ -117,13 +117,16 @@ impl<T> Step<T> for std::io::Result<T> {
     }
 }
 
+/// A fact that only a process inside can read: name, promised, actual, where it was read.
+pub(crate) type Inside = [String; 4];
+
 /// From the child.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Up {
     /// Mounts are made; run the hooks of the runtime's namespaces.
     Hooks,
-    /// Everything is done; waiting for the start message. Microseconds of each step.
-    Ready(Vec<(String, u64)>),
+    /// Everything is done; waiting for the start message. Microseconds of each step, and what was read inside.
+    Ready(Vec<(String, u64)>, Vec<Inside>),
     Failed(Failure),
 }
 
@@ -164,8 +167,12 @@ impl Up {
     pub(crate) fn encode(&self) -> Vec<u8> {
         match self {
             Self::Hooks => b"H".to_vec(),
-            Self::Ready(steps) => {
-                let text: Vec<String> = steps.iter().map(|(step, us)| format!("{us} {step}")).collect();
+            Self::Ready(steps, inside) => {
+                let steps = steps.iter().map(|(step, us)| format!("{us} {step}"));
+                let inside = inside
+                    .iter()
+                    .map(|fact| format!("={}", fact.join("\t").replace('\n', " ")));
+                let text: Vec<String> = steps.chain(inside).collect();
                 [b"R", text.join("\n").as_bytes()].concat()
             }
             Self::Failed(failure) => failure.encode(),
@@ -175,13 +182,18 @@ impl Up {
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         match bytes.split_first()? {
             (b'H', []) => Some(Self::Hooks),
-            (b'R', steps) => {
-                let lines = std::str::from_utf8(steps).ok()?.lines();
-                let step = |line: &str| {
-                    let (us, step) = line.split_once(' ')?;
-                    Some((step.to_owned(), us.parse().ok()?))
-                };
-                lines.map(step).collect::<Option<_>>().map(Self::Ready)
+            (b'R', lines) => {
+                let (mut steps, mut inside) = (Vec::new(), Vec::new());
+                for line in std::str::from_utf8(lines).ok()?.lines() {
+                    if let Some(fact) = line.strip_prefix('=') {
+                        let words: Vec<String> = fact.split('\t').map(str::to_owned).collect();
+                        inside.push(words.try_into().ok()?);
+                    } else {
+                        let (us, step) = line.split_once(' ')?;
+                        steps.push((step.to_owned(), us.parse().ok()?));
+                    }
+                }
+                Some(Self::Ready(steps, inside))
             }
             (b'E', _) => Failure::decode(bytes).map(Self::Failed),
             _ => None,
@@ -272,8 +284,11 @@ mod tests {
         let failure = Failure::new("mount", "/proc", Errno::EPERM).with(Some("why\0not".into()));
         for up in [
             Up::Hooks,
-            Up::Ready(vec![]),
-            Up::Ready(vec![("a b".into(), 7), ("c".into(), 0)]),
+            Up::Ready(vec![], vec![]),
+            Up::Ready(
+                vec![("a b".into(), 7), ("c".into(), 0)],
+                vec![["n", "p q", "", "s"].map(String::from)],
+            ),
             Up::Failed(failure),
         ] {
             assert_eq!(Up::decode(&up.encode()), Some(up));

@@ -70,6 +70,9 @@ pub enum StartCause {
     /// The I/O priority.
     #[error("process.ioPriority: {}", .0.desc())]
     IoPriority(Errno),
+    /// The core scheduling cookie.
+    #[error("core scheduling: prctl(PR_SCHED_CORE_CREATE): {}", .0.desc())]
+    CoreCookie(Errno),
     /// The process cannot be traced, so nothing could be proven.
     #[error("cannot trace process {pid}: {}", errno.desc())]
     Trace {
@@ -166,12 +169,17 @@ impl Container {
         if !self.alive() {
             return Err(ProveError::NotRunning(self.record.id.clone()));
         }
-        Ok(proof::read(
-            &self.record.promise,
-            self.record.pid,
-            stage,
-            &self.place(),
-        )?)
+        let mut proof = proof::read(&self.record.promise, self.record.pid, stage, &self.place())?;
+        for [name, promised, actual, source] in self.words.iter().flat_map(|w| &w.inside) {
+            proof.facts.push(proof::Fact {
+                name: name.clone(),
+                promised: promised.clone(),
+                actual: actual.clone(),
+                source: source.clone(),
+                holds: promised == actual,
+            });
+        }
+        Ok(proof)
     }
 
     /// The cheap half of the proof, for a running container.
@@ -259,6 +267,9 @@ impl Container {
         }
         if let Some((scheduler, flags)) = &self.record.scheduler {
             sched::set(pid.as_raw(), scheduler, *flags)?;
+        }
+        if self.record.promise.core_cookie {
+            sys::create_core_cookie(pid.as_raw()).map_err(StartCause::CoreCookie)?;
         }
         self.timing.mark("scheduler");
         let options = ptrace::Options::PTRACE_O_TRACEEXEC | ptrace::Options::PTRACE_O_EXITKILL;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use berth_policies::{Profile, ProfileSpec, Seccomp, resolve, shipped_names};
+use berth_policies::{Line, Profile, ProfileSpec, Seccomp, resolve, shipped_names};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
@@ -51,15 +51,48 @@ pub(super) fn main(folders: &Folders, command: ProfileCommand) -> Outcome {
         return Ok(DONE);
     };
     let profile = resolve(&name, &custom).map_err(|e| with_hint(&e, e.hint()))?;
-    let shown = view(&profile);
     if args.output.output == Format::Json {
-        table::json(&shown)?;
-    } else if let Value::Object(fields) = shown {
-        for (field, value) in fields {
-            println!("{field:<18}{}", text(&value));
+        table::json(&view(&profile))?;
+    } else {
+        println!("{}", profile.chain.join(" extends "));
+        for (field, origin, values) in grouped(&profile.lines) {
+            println!("{field}  ({origin})");
+            values.iter().for_each(|line| println!("  {line}"));
+        }
+        if let Seccomp::Filter(filter) = &profile.seccomp {
+            for (name, near) in filter.passed_over() {
+                let near = near.map(|n| format!(" (nearest: {n})")).unwrap_or_default();
+                println!(
+                    "note: system call `{name}` is known on no architecture here and is passed over{near}"
+                );
+            }
         }
     }
     Ok(DONE)
+}
+
+/// Lines of one field and one origin together, their values folded into lines of at most 100 characters.
+fn grouped(lines: &[Line]) -> Vec<(&str, &str, Vec<String>)> {
+    let mut groups: Vec<(&str, &str, Vec<String>)> = Vec::new();
+    for line in lines {
+        let at = groups
+            .iter()
+            .position(|g| (g.0, g.1) == (line.field.as_str(), line.origin.as_str()));
+        let at = at.unwrap_or_else(|| {
+            groups.push((&line.field, &line.origin, vec![String::new()]));
+            groups.len() - 1
+        });
+        let folded = &mut groups[at].2;
+        match folded.last_mut() {
+            Some(last) if last.is_empty() => last.push_str(&line.value),
+            Some(last) if last.len() + line.value.len() < 98 => {
+                last.push_str(", ");
+                last.push_str(&line.value);
+            }
+            _ => folded.push(line.value.clone()),
+        }
+    }
+    groups
 }
 
 fn view(profile: &Profile) -> Value {
@@ -100,15 +133,42 @@ fn view(profile: &Profile) -> Value {
         "selinuxLabel": profile.selinux_label,
         "mountLabel": profile.mount_label,
         "apparmorProfile": profile.apparmor_profile,
+        "sysctls": profile.sysctls,
+        "landlock": profile.landlock,
+        "coreScheduling": profile.core_scheduling,
+        "skipWhereMissing": profile.skip,
+        "bounding": profile.bounding(),
+        "permitted": profile.permitted(),
+        "effective": profile.effective(),
+        "inheritable": profile.inheritable(),
+        "lines": profile.lines,
     })
 }
 
-fn text(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Null => "-".to_owned(),
-        Value::Array(all) if all.is_empty() => "-".to_owned(),
-        Value::Array(all) => all.iter().map(text).collect::<Vec<_>>().join(", "),
-        other => other.to_string(),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_one_origin_stand_together() {
+        let line = |field: &str, value: &str, origin: &str| Line {
+            field: field.into(),
+            value: value.into(),
+            origin: origin.into(),
+        };
+        let long = "x".repeat(97);
+        let lines = [
+            line("capabilities", "CAP_A", "strict"),
+            line("capabilities", "CAP_B", "mine"),
+            line("capabilities", "CAP_C", "strict"),
+            line("capabilities", &long, "strict"),
+        ];
+        let shown = grouped(&lines);
+        assert_eq!(shown.len(), 2);
+        assert_eq!(
+            shown[0],
+            ("capabilities", "strict", vec!["CAP_A, CAP_C".to_owned(), long])
+        );
+        assert_eq!(shown[1], ("capabilities", "mine", vec!["CAP_B".to_owned()]));
     }
 }

@@ -254,3 +254,40 @@ fn a_writable_root_and_the_hosts_network_are_said() {
     let host = kinds(&case);
     assert!(!host.contains(&"network".into()) && host.len() + 1 == kinds(&Case::new()).len());
 }
+
+#[test]
+fn what_a_profile_asks_of_landlock_and_core_scheduling() {
+    let with = |spec: Value| {
+        let custom = BTreeMap::from([("p".to_owned(), serde_json::from_value(spec).unwrap())]);
+        let mut case = Case::new();
+        case.profile = berth_policies::resolve("p", &custom).unwrap();
+        let composed = case.compose().unwrap();
+        (composed.extensions, composed.spec)
+    };
+    let (extensions, _) = with(json!({"landlock": {
+        "paths": [{"path": "/bin", "access": ["read", "execute"]}, {"path": "/v", "access": ["make", "makeDevices", "ioctl", "write"], "optional": true}],
+        "bindTcp": [80], "scope": ["signals", "abstractSockets"]}}));
+    let landlock = extensions.landlock.unwrap();
+    assert_eq!(landlock.paths[0].access, [Access::Read, Access::Execute]);
+    let all = [Access::Make, Access::MakeDevices, Access::Ioctl, Access::Write];
+    assert_eq!(
+        (landlock.paths[1].access.as_slice(), landlock.paths[1].optional),
+        (&all[..], true)
+    );
+    assert_eq!(
+        (landlock.bind_tcp, landlock.connect_tcp, landlock.skip),
+        (Some(vec![80]), None, false)
+    );
+    assert_eq!(landlock.scope, [Scope::Signals, Scope::AbstractSockets]);
+    // Refused by the plan where the kernel lacks it, unless the profile says it may be missing.
+    assert!(with(json!({"coreScheduling": true})).0.core_cookie);
+    let (extensions, _) = with(json!({"coreScheduling": true, "onMissing": {"coreScheduling": "skip"}}));
+    assert_eq!(extensions.core_cookie, berth_runtime::core_scheduling());
+    let label = |spec: Value| with(spec).1.process().as_ref().unwrap().selinux_label().clone();
+    assert_eq!(label(json!({"selinuxLabel": "u:r:t"})).as_deref(), Some("u:r:t"));
+    let here = Path::new("/sys/fs/selinux/enforce").exists();
+    assert_eq!(
+        label(json!({"selinuxLabel": "u:r:t", "onMissing": {"selinux": "skip"}})).is_some(),
+        here
+    );
+}

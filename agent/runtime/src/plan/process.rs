@@ -108,6 +108,8 @@ pub(super) fn words(process: &oci::Process, own_users: bool) -> Result<Process, 
         no_new_privs: process.no_new_privileges().unwrap_or(false),
         rlimits,
         label: label(process)?,
+        landlock: None,
+        core_cookie: false,
     })
 }
 

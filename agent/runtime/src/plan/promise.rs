@@ -104,6 +104,7 @@ pub(super) fn write(
             Label::Selinux(label) => label.clone(),
             Label::Apparmor(profile) => format!("{profile} (enforce)"),
         }),
+        core_cookie: words.core_cookie,
         oom_score_adj: process.oom_score_adj(),
         personality: recipe.personality.map(|p| p as u32),
         foreign_executable: true,

@@ -64,6 +64,8 @@ pub struct Promise {
     pub rlimits: BTreeMap<String, Rlimit>,
     /// /proc/PID/attr/current: the SELinux context, or the AppArmor profile with its mode (`name (enforce)`).
     pub lsm_label: Option<String>,
+    /// A core scheduling cookie that is not the reader's.
+    pub core_cookie: bool,
     /// /proc/PID/oom_score_adj.
     pub oom_score_adj: Option<i32>,
     /// /proc/PID/personality, bits of personality(2).

@@ -350,6 +350,26 @@ fn final_values(facts: &mut Facts, promise: &Promise, process: &Process) {
         text(facts, process, "lsm.label", "attr/current", promised, |actual| {
             actual == promised
         });
+    } else {
+        // Nobody asked for one: what is in force is said all the same.
+        let source = process.source("attr/current");
+        let actual = process.read("attr/current").unwrap_or_default();
+        let actual = match actual.trim_end_matches(['\0', '\n', ' ']) {
+            "" => "none in force",
+            label => label,
+        };
+        facts.add("lsm", "reported", actual, source, true);
+    }
+    if promise.core_cookie {
+        let (promised, source) = ("a cookie of its own", "prctl(PR_SCHED_CORE_GET)");
+        let cookie = |pid| crate::sys::process::core_cookie(pid);
+        match cookie(process.pid).and_then(|theirs| Ok((theirs, cookie(0)?))) {
+            Ok((theirs, own)) => {
+                let holds = theirs != 0 && theirs != own;
+                facts.add("sched.core", promised, format!("{theirs:#x}"), source, holds);
+            }
+            Err(errno) => facts.unreadable("sched.core", promised, source, &errno.desc()),
+        }
     }
     if let Some(promised) = promise.oom_score_adj {
         let words = promised.to_string();

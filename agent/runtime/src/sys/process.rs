@@ -202,6 +202,49 @@ pub(crate) fn join_session_keyring(name: &str) -> Result<(), Errno> {
         .map(drop)
 }
 
+/// The name of the session keyring (`keyctl(KEYCTL_DESCRIBE)`: type;uid;gid;permissions;name).
+pub(crate) fn session_keyring() -> Result<String, Errno> {
+    const KEYCTL_DESCRIBE: libc::c_int = 6;
+    const KEY_SPEC_SESSION_KEYRING: libc::c_int = -3;
+    let mut text = [0u8; 512];
+    // SAFETY: the kernel writes at most the given length.
+    let length = Errno::result(unsafe {
+        libc::syscall(
+            libc::SYS_keyctl,
+            KEYCTL_DESCRIBE,
+            KEY_SPEC_SESSION_KEYRING,
+            text.as_mut_ptr(),
+            text.len(),
+        )
+    })?;
+    let text = text.get(..length as usize).unwrap_or_default();
+    let name = text.splitn(5, |b| *b == b';').nth(4).unwrap_or_default();
+    Ok(String::from_utf8_lossy(name).trim_end_matches('\0').to_owned())
+}
+
+const PR_SCHED_CORE: i32 = 62;
+
+/// The core scheduling cookie of a process (0: one's own); 0 is none.
+pub(crate) fn core_cookie(pid: i32) -> Result<u64, Errno> {
+    let mut cookie = 0u64;
+    // SAFETY: PR_SCHED_CORE_GET (0) of one thread (0) writes one u64.
+    let answer = unsafe { libc::prctl(PR_SCHED_CORE, 0u64, pid as u64, 0u64, &raw mut cookie) };
+    Errno::result(answer)?;
+    Ok(cookie)
+}
+
+/// A new cookie for every thread of a process.
+pub(crate) fn create_core_cookie(pid: i32) -> Result<(), Errno> {
+    // PR_SCHED_CORE_CREATE for PR_SCHED_CORE_SCOPE_THREAD_GROUP
+    prctl(PR_SCHED_CORE, 1, pid as u64, 1).map(drop)
+}
+
+/// The cookie of process `pid` for the calling thread.
+pub(crate) fn take_core_cookie(pid: i32) -> Result<(), Errno> {
+    // PR_SCHED_CORE_SHARE_FROM for PR_SCHED_CORE_SCOPE_THREAD
+    prctl(PR_SCHED_CORE, 3, pid as u64, 0).map(drop)
+}
+
 /// Close every descriptor from 3 on but those in `keep`.
 pub(crate) fn close_all_but(keep: &[RawFd]) -> Result<(), Errno> {
     let mut keep: Vec<u32> = keep.iter().filter(|fd| **fd >= 3).map(|fd| *fd as u32).collect();
