@@ -11,6 +11,7 @@ mod docs;
 mod drift;
 mod journey;
 mod oci;
+mod plug;
 mod preloaded;
 mod refusals;
 mod sabotage;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
             oci::tests,
             sabotage::tests,
             journey::tests,
+            plug::tests,
             commands::tests,
             drift::tests,
             refusals::tests,
