@@ -8,7 +8,7 @@ BERTH := target/release/berth
 # draws new ones.
 export PROPTEST_RNG_SEED ?= 20261121
 
-.PHONY: help setup build samples run test test-unit test-native vm test-long check bench cross deb clean
+.PHONY: help setup build samples run test test-unit test-native test-escape vm test-long check bench cross deb clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -35,6 +35,10 @@ test-unit: ## unit, table and property tests of every crate, and those on this m
 test-native: samples ## the journeys on this machine's kernel
 	@.ci/setup test
 	cargo test --locked -p berth-tests --lib --test native
+
+test-escape: build ## published escapes against berth, crun and runc: the table of docs/escape.md
+	@.ci/setup bench
+	BERTH_ESCAPE_SECONDS=10 cargo run --locked -q -p berth-tests --bin berth-escape -- all berth crun runc
 
 vm: samples ## the guests: PREEMPT_RT, cgroup v2, real hotplug
 	@.ci/setup vm

@@ -9,6 +9,7 @@ mod crash;
 mod cycles;
 mod docs;
 mod drift;
+mod escape;
 mod journey;
 mod oci;
 mod plug;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         for module in [
             oci::tests,
             sabotage::tests,
+            escape::tests,
             journey::tests,
             plug::tests,
             commands::tests,

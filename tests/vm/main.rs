@@ -5,6 +5,7 @@
 
 mod boots;
 mod devices;
+mod escape;
 mod journey;
 mod on_guest;
 mod realtime;
@@ -24,7 +25,7 @@ type Tests = fn(&Guest) -> Vec<Trial>;
 fn suite() -> Vec<(Spec, Vec<Tests>)> {
     vec![
         (boots::RT_612, vec![journey::tests, devices::tests]),
-        (boots::PLAIN, vec![realtime::partitions]),
+        (boots::PLAIN, vec![realtime::partitions, escape::tests]),
         (boots::RT_61, vec![realtime::before_remote]),
         (boots::SELINUX, vec![selinux::tests]),
     ]

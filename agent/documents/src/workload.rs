@@ -61,7 +61,7 @@ pub struct WorkloadSpec {
     /// Most memory, bytes, at least 1Mi; no limit where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<Size>,
-    /// Most tasks, 1 to 4194304; no limit where absent.
+    /// Most tasks, 1 to 4194304; 4096 where absent.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "pids")]
     pub pids: Option<u32>,
     /// What happens when it ends.

@@ -25,6 +25,13 @@ use crate::wire::{DeviceGrant, InterfaceGrant, LaunchRequest, Network, Refusal};
 /// Where programs are looked for when neither image nor request says.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// Bounds of a volume that only the image asks for: it is the node's memory.
+const VOLUME_SIZE: &str = "size=64m";
+const VOLUME_INODES: &str = "nr_inodes=16384";
+
+/// Most tasks of a container whose request names no number.
+pub const DEFAULT_TASKS: u64 = 4096;
+
 /// What compose needs beside the request.
 #[derive(Debug)]
 pub struct Inputs<'a> {
@@ -361,7 +368,14 @@ fn mounts(inputs: &Inputs<'_>) -> Result<Vec<Mount>, OciSpecError> {
                 volume,
                 "tmpfs",
                 Path::new("tmpfs"),
-                &["nosuid", "nodev", "noexec", "mode=755"],
+                &[
+                    "nosuid",
+                    "nodev",
+                    "noexec",
+                    "mode=755",
+                    VOLUME_SIZE,
+                    VOLUME_INODES,
+                ],
             )?);
         }
     }
@@ -407,9 +421,9 @@ fn resources(request: &LaunchRequest) -> Result<LinuxResources, OciSpecError> {
             .swap(number(bytes));
         resources = resources.memory(memory.build()?);
     }
-    if let Some(pids) = request.pids {
-        resources = resources.pids(LinuxPidsBuilder::default().limit(number(pids)).build()?);
-    }
+    // A fork bomb ends at its own limit, also where nobody thought of one.
+    let pids = number(request.pids.unwrap_or(DEFAULT_TASKS));
+    resources = resources.pids(LinuxPidsBuilder::default().limit(pids).build()?);
     let mut resources = resources.build()?;
     resources.set_devices(None);
     Ok(resources)

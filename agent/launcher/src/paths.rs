@@ -14,6 +14,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use serde::{Deserialize, Serialize};
 
 use crate::client::MONITORS;
@@ -72,9 +74,75 @@ impl Paths {
         ];
         for (folder, mode) in folders {
             make_dir(&folder, mode)?;
+            owned(&folder)?;
         }
         Ok(())
     }
+
+    /// Moves STATE/containers/ID out of the way, so that its name is free at once however much is in it; gives the
+    /// folder to be removed. `None`: there is none.
+    ///
+    /// # Errors
+    /// The kernel's, with the path: then the storage must not be used again.
+    pub fn set_aside(&self, id: &str) -> io::Result<Option<PathBuf>> {
+        let from = self.storage(id);
+        for n in 0..1000 {
+            // No id begins with a dot.
+            let to = self.state.join("containers").join(format!("{ASIDE}{id}.{n}"));
+            match renameat2(AT_FDCWD, &from, AT_FDCWD, &to, RenameFlags::RENAME_NOREPLACE) {
+                Ok(()) => return Ok(Some(to)),
+                Err(Errno::ENOENT) => return Ok(None),
+                Err(Errno::EEXIST) => {}
+                Err(errno) => return Err(named(&from, errno.into())),
+            }
+        }
+        let e = io::Error::new(
+            io::ErrorKind::AlreadyExists,
+            "a thousand of its like wait to be removed",
+        );
+        Err(named(&from, e))
+    }
+
+    /// What was set aside and is not removed yet.
+    pub fn aside(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(self.state.join("containers"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        entries
+            .filter(|e| e.file_name().to_string_lossy().starts_with(ASIDE))
+            .map(|e| e.path())
+            .collect()
+    }
+}
+
+/// Begins the name of storage that is to be removed.
+const ASIDE: &str = ".gone.";
+
+/// A folder that is there already is trusted only where nobody but its owner can write it, and that is this user.
+fn owned(folder: &Path) -> io::Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    let meta = std::fs::symlink_metadata(folder).map_err(|e| named(folder, e))?;
+    let own = nix::unistd::geteuid().as_raw();
+    let what = if !meta.is_dir() {
+        "is no folder".to_owned()
+    } else if meta.uid() != own {
+        format!(
+            "belongs to uid {}, not to uid {own}: chown it, or name another folder",
+            meta.uid()
+        )
+    } else if meta.mode() & 0o022 != 0 {
+        format!(
+            "can be written by others (mode {:o}): chmod go-w it",
+            meta.mode() & 0o7777
+        )
+    } else {
+        return Ok(());
+    };
+    Err(named(
+        folder,
+        io::Error::new(io::ErrorKind::PermissionDenied, what),
+    ))
 }
 
 /// Makes a folder and those above it.
@@ -239,6 +307,70 @@ mod tests {
         let later = r#"{"version":1,"id":"a","boot_id":"b","new":{"x":1}}"#;
         std::fs::write(temp.path().join("exit.json"), later).unwrap();
         assert_eq!(Record::read(temp.path()).unwrap().unwrap().exit, None);
+    }
+
+    #[test]
+    fn a_folder_that_others_can_write_is_not_used() {
+        use std::os::unix::fs::PermissionsExt;
+        let temp = tempfile::tempdir().unwrap();
+        let paths = |name: &str| Paths {
+            run: temp.path().join(name).join("run"),
+            state: temp.path().join(name).join("state"),
+            config: temp.path().join(name).join("etc"),
+        };
+        paths("good").make().unwrap();
+        paths("good").make().unwrap();
+        for (sub, mode) in [
+            ("run/monitors", 0o770),
+            ("run", 0o777),
+            ("state/containers", 0o702),
+        ] {
+            let folder = temp.path().join("good").join(sub);
+            let before = std::fs::metadata(&folder).unwrap().permissions();
+            std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(mode)).unwrap();
+            let refused = paths("good").make().unwrap_err().to_string();
+            assert!(
+                refused.contains(sub) && refused.contains("can be written by others"),
+                "{refused}"
+            );
+            std::fs::set_permissions(&folder, before).unwrap();
+        }
+        let link = paths("link");
+        std::fs::create_dir_all(&link.run).unwrap();
+        std::os::unix::fs::symlink(paths("good").monitors(), link.monitors()).unwrap();
+        assert!(link.make().unwrap_err().to_string().contains("is no folder"));
+        if nix::unistd::geteuid().is_root() {
+            let folder = paths("good").monitors();
+            std::os::unix::fs::chown(&folder, Some(4242), None).unwrap();
+            assert!(
+                paths("good")
+                    .make()
+                    .unwrap_err()
+                    .to_string()
+                    .contains("belongs to uid 4242")
+            );
+        }
+    }
+
+    #[test]
+    fn storage_that_is_set_aside_frees_its_name() {
+        let temp = tempfile::tempdir().unwrap();
+        let paths = Paths {
+            run: temp.path().join("run"),
+            state: temp.path().join("state"),
+            config: temp.path().join("etc"),
+        };
+        assert_eq!(paths.set_aside("a").unwrap(), None);
+        for n in 1..=3 {
+            std::fs::create_dir_all(paths.storage("a").join("upper/deep")).unwrap();
+            assert!(paths.set_aside("a").unwrap().unwrap().join("upper/deep").is_dir());
+            assert!(!paths.storage("a").exists());
+            assert_eq!(paths.aside().len(), n);
+        }
+        for folder in paths.aside() {
+            remove_tree(&folder).unwrap();
+        }
+        assert!(paths.aside().is_empty());
     }
 
     #[test]

@@ -73,7 +73,7 @@ pub struct LaunchRequest {
     /// Memory limit in bytes.
     #[serde(default)]
     pub memory_bytes: Option<u64>,
-    /// Most tasks it may have.
+    /// Most tasks it may have; [`crate::compose::DEFAULT_TASKS`] where absent.
     #[serde(default)]
     pub pids: Option<u64>,
     /// Host devices it gets at once (an armed container gets them with [`Command::Start`]).

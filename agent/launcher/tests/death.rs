@@ -212,3 +212,91 @@ fn an_armed_container_dies_with_its_monitor_too() {
     assert!(matches!(rig.sweep("a"), Reply::Done));
     rig.assert_gone("a");
 }
+
+/// The kernel forgets a death signal when a process gets other credentials: what is left is the launcher's work.
+#[test]
+fn a_container_without_its_keeper_is_not_left_running() {
+    const OTHER_CREDENTIALS: &str = "exec start-stop-daemon -S -c other -x /bin/sleep -- 1000";
+    let mut rig = Rig::new();
+    let profiles = rig.temp.path().join("etc/profiles");
+    std::fs::create_dir_all(&profiles).unwrap();
+    let two = ["CAP_SETGID", "CAP_SETUID"];
+    let changes = json!({"extends": "strict", "capabilities": {"set": two, "ambient": two}});
+    std::fs::write(profiles.join("changes.json"), changes.to_string()).unwrap();
+    let users = rig.temp.path().join("users");
+    std::fs::write(&users, "other:x:2000:2000::/:/bin/sh\n").unwrap();
+    let mount = json!({"source": users, "destination": "/etc/passwd", "read_only": true});
+    for (id, launcher_dies) in [("a", false), ("b", true)] {
+        let running = rig.launch(
+            id,
+            OTHER_CREDENTIALS,
+            json!({"profile": "changes", "mounts": [mount]}),
+        );
+        let status = format!("/proc/{}/status", running.pid);
+        rig.until("it has another user", || {
+            std::fs::read_to_string(&status).is_ok_and(|s| s.contains("Uid:\t2000\t2000"))
+        });
+        let monitor = monitor_of(&rig, id);
+        let launcher = rig.launcher_pid();
+        if launcher_dies {
+            rig.signal_launcher(libc::SIGKILL);
+        } else {
+            kill(launcher, libc::SIGSTOP);
+        }
+        kill(monitor, libc::SIGKILL);
+        rig.until("the monitor is gone", || !lives(monitor));
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        let outlived = lives(running.pid);
+        if launcher_dies {
+            rig.start();
+        } else {
+            kill(launcher, libc::SIGCONT);
+        }
+        assert!(
+            outlived,
+            "the death signal was not cleared: this test shows nothing"
+        );
+        rig.until("it is killed all the same", || !lives(running.pid));
+        rig.until("its group is gone", || rig.cgroups(id).is_empty());
+        rig.sweep(id);
+        rig.assert_gone(id);
+    }
+}
+
+#[test]
+fn a_monitor_keeps_off_its_containers_cores() {
+    let rig = Rig::new();
+    let online = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap();
+    if online.trim() == "0" {
+        return; // there is no other core to go to
+    }
+    let running = rig.launch("a", FOREVER, json!({"placement": {"cpus": "1", "shared": false}}));
+    let allowed = |pid: i32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let list = status
+            .lines()
+            .find_map(|l| l.strip_prefix("Cpus_allowed_list:\t"));
+        list.unwrap().to_owned()
+    };
+    let monitor: berth_rt::cpu::CpuSet = allowed(monitor_of(&rig, "a")).parse().unwrap();
+    assert!(!monitor.contains(1) && monitor.contains(0));
+    assert_eq!(allowed(running.pid), "1");
+    running.end();
+}
+
+#[test]
+fn what_an_earlier_container_wrote_is_not_used_again() {
+    let rig = Rig::new();
+    let upper = rig.state().join("containers/a/upper");
+    std::fs::create_dir_all(&upper).unwrap();
+    std::fs::write(upper.join("left"), "of another").unwrap();
+    let script = "[ -e /left ] || echo fresh; sleep 1000";
+    let running = rig.launch("a", script, json!({"profile": "system"}));
+    rig.until("it is fresh", || rig.log("a").contains("fresh"));
+    assert!(!upper.join("left").exists());
+    let containers = rig.state().join("containers");
+    let names = || std::fs::read_dir(&containers).unwrap().count();
+    rig.until("what was set aside is removed", || names() == 1);
+    running.end();
+    rig.assert_gone("a");
+}

@@ -31,6 +31,10 @@ use crate::state::{self, Record};
 use crate::sys::process::{self as sys, CloneArgs, Cloned};
 use crate::timing::Timing;
 
+/// linux/capability.h
+const SYS_ADMIN: u32 = 21;
+const SYS_NICE: u32 = 23;
+
 /// The container's standard streams.
 #[derive(Debug)]
 pub struct Stdio {
@@ -411,11 +415,30 @@ impl Plan {
     }
 
     fn make_cgroup(&self, made: &mut Made) -> Result<(), CreateCause> {
-        let wanted = Wanted::for_resources(Some(&self.resources), &self.extras);
+        let mut wanted = Wanted::for_resources(Some(&self.resources), &self.extras);
+        if self.needs_group_everywhere() {
+            let realtime = self.scheduler.as_ref().is_some_and(|(s, _)| s.is_realtime());
+            wanted = wanted.everywhere(!realtime && !self.holds(SYS_NICE));
+        }
         let cgroup = Cgroup::create(&self.hierarchy, &self.cgroup, &wanted)?;
         made.cgroup = Some(cgroup.clone());
         cgroup.apply(&self.resources, &self.extras)?;
         Ok(())
+    }
+
+    /// Root in a cgroup namespace, with no filter between it and a nested user namespace, in which it may mount the
+    /// hierarchies: a group of its own in each is what keeps it off the host's. CAP_SYS_ADMIN has them anyway.
+    fn needs_group_everywhere(&self) -> bool {
+        let new = |flag: libc::c_int| self.recipe.new & flag as u64 != 0;
+        new(libc::CLONE_NEWCGROUP)
+            && !new(libc::CLONE_NEWUSER)
+            && !self.recipe.filtered
+            && self.recipe.process.uid == 0
+            && !self.holds(SYS_ADMIN)
+    }
+
+    fn holds(&self, capability: u32) -> bool {
+        self.recipe.process.capabilities.bounding & (1 << capability) != 0
     }
 
     /// Clone; in the child everything that follows, in the caller the pid.

@@ -4,7 +4,7 @@
 //! Format of a line: `TIME STREAM TAG CONTENT`, TAG `F` for a whole line and `P` for a part of one.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, IsTerminal, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -35,6 +35,8 @@ pub(super) struct LogsArgs {
 pub(super) fn main(folders: &Folders, args: &LogsArgs) -> Outcome {
     let path = find(folders, &args.name)?;
     let mut reader = Reader::new(path, args.timestamps);
+    // A file or a pipe gets the bytes as they were written.
+    reader.safe = io::stdout().is_terminal();
     let mut out = io::stdout().lock();
     reader.print(&mut out)?;
     if args.follow {
@@ -89,6 +91,8 @@ pub(super) struct Reader {
     rest: Vec<u8>,
     /// The last entry was a part of a line.
     open_line: bool,
+    /// Shows control characters instead of sending them: what a container writes must not steer a terminal.
+    safe: bool,
 }
 
 impl Reader {
@@ -100,6 +104,7 @@ impl Reader {
             timestamps,
             rest: Vec::new(),
             open_line: false,
+            safe: false,
         }
     }
 
@@ -147,7 +152,11 @@ impl Reader {
             out.write_all(time)?;
             out.write_all(b" ")?;
         }
-        out.write_all(content)?;
+        if self.safe {
+            out.write_all(visible(content).as_bytes())?;
+        } else {
+            out.write_all(content)?;
+        }
         if whole {
             out.write_all(b"\n")?;
         }
@@ -167,6 +176,28 @@ fn open(path: &Path) -> io::Result<Option<(BufReader<File>, u64)>> {
     }
 }
 
+/// Text without anything a terminal obeys: control characters of C0 and C1 but the tabulator, and what is not UTF-8,
+/// are shown as `\\x1b`; marks that turn the direction of writing as `\\u{202e}`.
+fn visible(content: &[u8]) -> String {
+    let mut text = String::with_capacity(content.len());
+    for chunk in content.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match c {
+                '\t' => text.push(c),
+                '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+                    text.extend(c.escape_unicode());
+                }
+                c if c.is_control() => text.push_str(&format!("\\x{:02x}", u32::from(c))),
+                c => text.push(c),
+            }
+        }
+        for byte in chunk.invalid() {
+            text.push_str(&format!("\\x{byte:02x}"));
+        }
+    }
+    text
+}
+
 /// Time, whole line?, content.
 fn parse(line: &[u8]) -> Option<(&[u8], bool, &[u8])> {
     let line = line.strip_suffix(b"\n").unwrap_or(line);
@@ -183,6 +214,21 @@ mod tests {
         let mut out = Vec::new();
         reader.print(&mut out).unwrap();
         String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn a_terminal_gets_no_commands() {
+        let shown = visible(b"a\tb \x1b]0;title\x07 \x1b[2J \xc2\x9b31m \xff \xe2\x80\xae \xc3\xa4\r");
+        assert_eq!(
+            shown,
+            "a\tb \\x1b]0;title\\x07 \\x1b[2J \\x9b31m \\xff \\u{202e} \u{e4}\\x0d"
+        );
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.log");
+        std::fs::write(&path, "t stdout F \x1b[31mred\n").unwrap();
+        let mut reader = Reader::new(path, false);
+        reader.safe = true;
+        assert_eq!(read(&mut reader), "\\x1b[31mred\n");
     }
 
     #[test]

@@ -121,6 +121,10 @@ impl Cgroup {
                 .into_iter()
                 .filter_map(|c| hierarchy.index(c)),
         );
+        if wanted.everywhere {
+            let cpu = hierarchy.index(Controller::Cpu).filter(|_| wanted.not_cpu);
+            indices.extend((0..hierarchy.trees().len()).filter(|n| Some(*n) != cpu));
+        }
         if indices.is_empty() {
             indices.insert(0);
         }
@@ -136,6 +140,17 @@ impl Cgroup {
                 Version::V1 => make_v1(&dir, tree.controllers.contains(&Controller::Cpuset), &tree.mount),
                 Version::V2 => make_v2(&tree.mount, &cgroup.path, wanted, hierarchy, index),
             };
+            // Nobody will give it CPUs, and without it takes no process.
+            let unset = tree.version == Version::V1
+                && tree.controllers.contains(&Controller::Cpuset)
+                && !wanted.has(Controller::Cpuset);
+            let made = made.and_then(|()| match unset {
+                true => Ok(parents(&tree.mount, &dir)
+                    .iter()
+                    .chain([&dir])
+                    .try_for_each(|d| cpuset::inherit_v1(d))?),
+                false => Ok(()),
+            });
             if let Err(error) = made {
                 remove::undo(&cgroup);
                 return Err(error);

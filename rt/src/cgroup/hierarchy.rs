@@ -149,6 +149,8 @@ pub struct Tree {
     pub version: Version,
     /// Its controllers.
     pub controllers: Vec<Controller>,
+    /// v1: `name=…` of a hierarchy that has one, such as systemd's without a controller.
+    pub name: Option<String>,
     /// Where it is mounted (below the root that `discover` was given).
     pub mount: PathBuf,
     /// Which cgroup of the hierarchy is at the mount point: `/` unless only a part is mounted.
@@ -301,7 +303,6 @@ impl Hierarchy {
             (false, true) => Mode::V2,
             (false, false) => return Err(DiscoverError::None),
         };
-        trees.retain(|tree| tree.version == Version::V2 || !tree.controllers.is_empty());
         let kernel = parse_cgroups(&file::read_if_there(&root.join("proc/cgroups"))?.unwrap_or_default());
         Ok(Hierarchy(Arc::new(Inner {
             root: root.into(),
@@ -403,6 +404,11 @@ fn parse_mountinfo(text: &str) -> Result<Vec<Tree>, (usize, String)> {
         let tree = Tree {
             version,
             controllers,
+            name: mount
+                .options
+                .split(',')
+                .find(|option| option.starts_with("name="))
+                .map(str::to_owned),
             mount: mount.point.clone(),
             mount_root: mount.root.clone(),
         };

@@ -91,6 +91,8 @@ pub struct RtBudget {
 pub struct Wanted {
     /// Each controller, with what needs it.
     needs: Vec<(Controller, String)>,
+    everywhere: bool,
+    not_cpu: bool,
 }
 
 impl Wanted {
@@ -106,6 +108,16 @@ impl Wanted {
         if !self.has(controller) {
             self.needs.push((controller, what.into()));
         }
+        self
+    }
+
+    /// A group in every hierarchy the node has, wanted or not; `cpu` false: but that of the cpu controller, whose
+    /// groups have no real-time time of their own. A cgroup namespace hides what is above the group only where
+    /// there is one: without, whoever may mount in a nested user namespace gets at the host's whole hierarchy.
+    #[must_use]
+    pub fn everywhere(mut self, cpu: bool) -> Wanted {
+        self.everywhere = true;
+        self.not_cpu = !cpu;
         self
     }
 
@@ -244,7 +256,10 @@ impl Cgroup {
             .map(|(tree, _)| {
                 let tree = &self.hierarchy.trees()[*tree];
                 let controller = match tree.version {
-                    Version::V1 => tree.controllers.first().map_or("", |c| c.v1_name()),
+                    Version::V1 => match tree.controllers.first() {
+                        Some(controller) => controller.v1_name(),
+                        None => tree.name.as_deref().unwrap_or_default(),
+                    },
                     Version::V2 => "",
                 };
                 (
@@ -272,6 +287,10 @@ impl Cgroup {
 fn tree_name(tree: &Tree) -> String {
     match tree.version {
         Version::V2 => "unified".into(),
+        Version::V1 if tree.controllers.is_empty() => {
+            let name = tree.name.as_deref().and_then(|n| n.strip_prefix("name="));
+            name.unwrap_or("none").into()
+        }
         Version::V1 => tree
             .controllers
             .iter()

@@ -292,3 +292,19 @@ fn what_a_profile_asks_of_landlock_and_core_scheduling() {
         here
     );
 }
+
+#[test]
+fn what_nobody_bounds_is_bounded() {
+    let mut case = Case::new();
+    case.request.pids = None;
+    case.image = json!({"Volumes": {"/data": {}}});
+    let spec = case.json();
+    assert_eq!(spec["linux"]["resources"]["pids"], json!({"limit": 4096}));
+    let volume = spec["mounts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|m| m["destination"] == "/data");
+    let options = volume.unwrap()["options"].as_array().unwrap();
+    assert!(options.contains(&json!("size=64m")) && options.contains(&json!("nr_inodes=16384")));
+}

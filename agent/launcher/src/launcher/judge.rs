@@ -42,6 +42,7 @@ impl Launcher {
         };
         check::check(request, &online()?)?;
         self.free_id(&request.id)?;
+        self.fresh(&request.id)?;
         mark("check");
         let digest: Digest = request.image.parse().map_err(|e| refuse(format!("image: {e}")))?;
         let image = self
@@ -116,6 +117,21 @@ impl Launcher {
             program: composed.program,
             timing,
         })
+    }
+
+    /// Nothing that an earlier container of that id wrote is used again.
+    fn fresh(&mut self, id: &str) -> Result<(), Refusal> {
+        match self.paths.set_aside(id) {
+            Ok(None) => Ok(()),
+            Ok(Some(_)) => {
+                self.clean();
+                Ok(())
+            }
+            Err(e) => {
+                let hint = format!("what an earlier {id} wrote cannot be taken away: remove it by hand");
+                Err(refusal("storage", e.to_string(), Some(hint)))
+            }
+        }
     }
 
     /// Nobody else may have the id: no monitor lives under it, and nothing a dead one left.

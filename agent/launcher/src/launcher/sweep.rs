@@ -4,11 +4,13 @@
 //! the rest goes: what else is in its cgroup, the cgroup itself, its writable layer, its state and the monitor's
 //! socket. A record is written where the monitor left none, and stays until the next sweep or launch under that
 //! id, so that an agent that was away can read it.
+#![allow(unsafe_code)] // fork(2), from a process with one thread
 
 use std::fs;
 use std::os::fd::AsFd;
 
 use berth_rt::cgroup::{Cgroup, OpenError};
+use nix::unistd::{ForkResult, fork};
 
 use super::{Launcher, Watched};
 use crate::compose::chain;
@@ -23,6 +25,9 @@ impl Launcher {
             if !self.watch(&id) {
                 self.on_dead(&id);
             }
+        }
+        if !self.paths.aside().is_empty() {
+            self.clean();
         }
         // What could not be swept keeps its socket, and its categories.
         let monitors = self.paths.monitors();
@@ -101,7 +106,7 @@ impl Launcher {
     }
 
     /// Goes on after an error, and tells all of them. A container that is not wholly gone keeps its categories.
-    fn clear(&self, id: &str, keep_record: bool) -> Result<(), Refusal> {
+    fn clear(&mut self, id: &str, keep_record: bool) -> Result<(), Refusal> {
         let mut errors = Vec::new();
         let mut hint = None;
         match Cgroup::open(&self.hierarchy, &format!("{}/{id}", self.config.cgroup_parent)) {
@@ -123,10 +128,12 @@ impl Launcher {
             .ok()
             .flatten()
             .filter(|r| r.boot_id == self.boot_id);
-        let mut done = vec![
-            paths::remove_tree(&self.paths.storage(id)),
-            paths::remove_tree(&folder),
-        ];
+        let mut done = vec![paths::remove_tree(&folder)];
+        match self.paths.set_aside(id) {
+            Ok(Some(_)) => self.clean(),
+            Ok(None) => {}
+            Err(e) => errors.push(e.to_string()),
+        }
         if keep_record {
             let record = record.unwrap_or_else(|| self.unwitnessed(id));
             done.push(record.write(&folder));
@@ -145,6 +152,31 @@ impl Launcher {
             message: errors.join("; "),
             hint,
         })
+    }
+
+    /// Removes what was set aside, in a process of its own: a container may have written for hours, and this loop has
+    /// others to answer. What a process that is killed leaves is met again by the next.
+    pub(super) fn clean(&mut self) {
+        // SAFETY: as in `launch`: one thread, and the child never returns into the launcher's loop.
+        match unsafe { fork() } {
+            Ok(ForkResult::Child) => {
+                self.leave();
+                // SAFETY: setpriority(2) takes numbers alone.
+                unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
+                for folder in self.paths.aside() {
+                    // Another such process may be at it.
+                    if let Err(e) = paths::remove_tree(&folder)
+                        && folder.exists()
+                    {
+                        eprintln!("berth launcher: removing: {e}");
+                    }
+                }
+                // SAFETY: ends the process at once; the launcher's exit handlers are not its own.
+                unsafe { libc::_exit(0) }
+            }
+            Ok(ForkResult::Parent { .. }) => {} // reaped at its SIGCHLD
+            Err(e) => eprintln!("berth launcher: a process to remove storage: fork: {e}"),
+        }
     }
 
     fn unwitnessed(&self, id: &str) -> Record {

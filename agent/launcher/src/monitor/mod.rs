@@ -20,13 +20,16 @@ pub(crate) mod output;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use berth_rt::cpu::CpuSet;
 use berth_runtime::proof::{Fact, Proof};
 use berth_runtime::{Container, Plan};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CpuSet as AffinitySet, sched_getaffinity, sched_setaffinity};
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::Pid;
 
 use crate::conn::{Conn, Read};
 use crate::frame::FrameError;
@@ -202,6 +205,7 @@ impl Monitor {
         nix::unistd::setsid().map_err(said("setsid"))?;
         prctl::set_name(NAME).map_err(said("PR_SET_NAME"))?;
         prctl::set_child_subreaper(true).map_err(said("PR_SET_CHILD_SUBREAPER"))?;
+        keep_off(seed).map_err(|e| format!("sched_setaffinity: {e}"))?;
         let mut set = SigSet::empty();
         set.add(Signal::SIGCHLD);
         set.add(Signal::SIGTERM);
@@ -437,6 +441,33 @@ impl Monitor {
         };
         (status, fds)
     }
+}
+
+/// Leaves the cores that the container has for itself: under a real-time policy it may never give them up, and its
+/// output and its end are this process's work. Where they are all there is, nothing changes.
+fn keep_off(seed: &Seed) -> Result<(), Errno> {
+    let placement = &seed.request.placement;
+    let Ok(cpus) = placement.cpus.parse::<CpuSet>() else {
+        return Ok(());
+    };
+    if placement.shared {
+        return Ok(());
+    }
+    let mut set = sched_getaffinity(Pid::from_raw(0))?;
+    let mut left = 0;
+    for cpu in 0..AffinitySet::count() {
+        if set.is_set(cpu)? {
+            if u32::try_from(cpu).is_ok_and(|c| cpus.contains(c)) {
+                set.unset(cpu)?;
+            } else {
+                left += 1;
+            }
+        }
+    }
+    if left == 0 {
+        return Ok(());
+    }
+    sched_setaffinity(Pid::from_raw(0), &set)
 }
 
 /// poll(2) until something is ready or `next` has come.

@@ -35,7 +35,11 @@ fn a_v1_node() {
     let (root, found) = node(V1, CGROUPS, &[]);
     let found = found.unwrap();
     assert_eq!(found.mode(), Mode::V1);
-    assert_eq!(found.trees().len(), 3, "the systemd hierarchy has no controller");
+    assert_eq!(
+        found.trees().len(),
+        4,
+        "the systemd hierarchy is one without a controller"
+    );
     let cpu = found.tree(Controller::Cpu).unwrap();
     assert_eq!(cpu, found.tree(Controller::Cpuacct).unwrap());
     assert_eq!(cpu.mount, root.path().join("sys/fs/cgroup/cpu,cpuacct"));
