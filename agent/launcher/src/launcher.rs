@@ -8,6 +8,7 @@
 #![allow(unsafe_code)] // fork(2), from a process with one thread
 
 mod judge;
+mod spare;
 mod sweep;
 
 use std::io;
@@ -35,6 +36,7 @@ use crate::profile::Profiles;
 use crate::selinux::Labels;
 use crate::wire::{LaunchRequest, LauncherRequest, Refusal, Reply};
 use crate::{check, socket};
+use spare::Spare;
 
 /// Most connections at once.
 const MAX_CONNS: usize = 64;
@@ -155,6 +157,7 @@ struct Launcher {
     listener: OwnedFd,
     peers: Vec<Peer>,
     watched: Vec<Watched>,
+    spare: Spare,
     /// Something was done since memory was last given back.
     stirred: bool,
 }
@@ -211,6 +214,7 @@ pub fn main(config: LauncherConfig) -> Result<(), LauncherError> {
         listener,
         peers: Vec::new(),
         watched: Vec::new(),
+        spare: Spare::default(),
         stirred: true,
         config,
     };
@@ -268,7 +272,9 @@ impl Launcher {
                 Err(Errno::EINTR) => continue,
                 Err(e) => return eprintln!("berth launcher: poll: {e}"),
             };
-            if ready.iter().all(PollFlags::is_empty) {
+            if ready.iter().all(PollFlags::is_empty) && self.spare.lacks() {
+                self.spare.fill();
+            } else if ready.iter().all(PollFlags::is_empty) {
                 // Nothing came for a while.
                 self.stirred = !self.peers.is_empty();
                 harden::trim();
@@ -306,7 +312,9 @@ impl Launcher {
         let all: Vec<(BorrowedFd<'_>, PollFlags)> = own.into_iter().chain(watched).chain(peers).collect();
         let mut fds: Vec<PollFd<'_>> = all.iter().map(|(fd, flags)| PollFd::new(*fd, *flags)).collect();
         let rests = self.peers.is_empty() && !self.stirred;
-        let timeout = if rests {
+        let timeout = if self.spare.lacks() {
+            PollTimeout::try_from(spare::QUIET).unwrap_or(PollTimeout::ZERO)
+        } else if rests {
             PollTimeout::NONE
         } else {
             PollTimeout::from(1000u16)
@@ -404,10 +412,15 @@ impl Launcher {
 
     fn launch(&mut self, peer: Peer, request: LaunchRequest, begun: Instant) {
         let id = request.id.clone();
-        let judged = match self.judge(&request, begun) {
+        let mut judged = match self.judge(&request, begun) {
             Ok(judged) => judged,
             Err(refusal) => return self.answer(peer, Err(refusal)),
         };
+        if judged.plan.wants_network()
+            && let Some(network) = self.spare.take()
+        {
+            judged.plan.give_network(network);
+        }
         let mut seed = Seed {
             request,
             plan: judged.plan,
@@ -461,6 +474,7 @@ impl Launcher {
     fn leave(&mut self) {
         self.peers = Vec::new();
         self.watched = Vec::new();
+        self.spare = Spare::default();
         // The listener and the signalfd are replaced by /dev/null rather than moved out of `self`, which the
         // monitor's process keeps untouched so that its memory stays shared.
         if let Ok(null) = std::fs::File::open("/dev/null") {

@@ -35,6 +35,8 @@ pub(crate) struct Ends<'a> {
     pub(crate) stdio: [RawFd; 3],
     /// Opened namespaces to join: CLONE_NEW*, descriptor, path for messages.
     pub(crate) join: &'a [(u64, OwnedFd, std::path::PathBuf)],
+    /// A network namespace made beforehand, its loopback interface up, that is this container's alone.
+    pub(crate) network: Option<BorrowedFd<'a>>,
     /// Start FIFO and failure FIFO, both read-write, for a container that outlives its creator.
     pub(crate) fifos: Option<(RawFd, RawFd)>,
     /// For each mount the user namespace whose maps it is shown through, where it has one; empty: none has.
@@ -98,7 +100,10 @@ fn set_up(recipe: &Recipe, ends: &Ends<'_>) -> Result<Infallible, Failure> {
     for (kind, fd, path) in ends.join {
         setns(fd, CloneFlags::from_bits_truncate(*kind as i32)).step("join namespace", path)?;
     }
-    name_things(recipe, &proc, &mut inside)?;
+    if let Some(network) = ends.network {
+        setns(network, CloneFlags::CLONE_NEWNET).step("join the new network namespace", "")?;
+    }
+    name_things(recipe, &proc, ends.network.is_none(), &mut inside)?;
     timing.mark("session and names");
     let mut rootfs = Rootfs::begin(recipe, prepared, ends.idmaps)?;
     timing.mark("root");
@@ -211,8 +216,13 @@ pub(crate) fn own_keyring(id: &str) -> Result<Option<Inside>, Failure> {
     Ok(Some(["keyring.session".into(), name, actual, source.into()]))
 }
 
-/// Host name, domain name, loopback, sysctl.
-fn name_things(recipe: &Recipe, proc: &OwnedFd, inside: &mut Vec<Inside>) -> Result<(), Failure> {
+/// Host name, domain name, loopback (of a network namespace that the clone made), sysctl.
+fn name_things(
+    recipe: &Recipe,
+    proc: &OwnedFd,
+    cloned: bool,
+    inside: &mut Vec<Inside>,
+) -> Result<(), Failure> {
     if let Some(name) = &recipe.hostname {
         nix::unistd::sethostname(name).step("sethostname", name)?;
         // Nobody outside can ask for another namespace's name, so it is read back here.
@@ -224,7 +234,7 @@ fn name_things(recipe: &Recipe, proc: &OwnedFd, inside: &mut Vec<Inside>) -> Res
     if let Some(name) = &recipe.domainname {
         sys::set_domain_name(name).step("setdomainname", name)?;
     }
-    if recipe.new & libc::CLONE_NEWNET as u64 != 0 {
+    if cloned && recipe.new & libc::CLONE_NEWNET as u64 != 0 {
         sys::loopback_up().step("bring up", "lo")?;
     }
     for (key, value) in &recipe.sysctl {
@@ -401,7 +411,6 @@ fn decode(flags: u32, program: &[u8]) -> Filter {
         program: program.chunks_exact(8).map(insn).collect(),
         flags,
         listener: None,
-        digest: String::new(),
     }
 }
 

@@ -328,7 +328,11 @@ impl Plan {
         child.send(&Down::Placed(enter))?;
         let interfaces = std::mem::take(&mut self.interfaces);
         for interface in &interfaces {
-            net::move_in(interface, pid)?;
+            match &self.network {
+                // The new process may not have joined it yet, and is where its caller is.
+                Some(network) => net::move_into(interface, network.as_fd())?,
+                None => net::move_in(interface, pid)?,
+            }
         }
         if !interfaces.is_empty() {
             timing.mark("interfaces");
@@ -487,7 +491,10 @@ impl Plan {
             None => None,
         };
         // The cgroup namespace is made by the child itself, once the cgroup holds it.
-        let namespaces = self.recipe.new & !(libc::CLONE_NEWCGROUP as u64);
+        let mut namespaces = self.recipe.new & !(libc::CLONE_NEWCGROUP as u64);
+        if self.network.is_some() {
+            namespaces &= !(libc::CLONE_NEWNET as u64);
+        }
         let cloned = sys::clone3(CloneArgs {
             namespaces,
             cgroup: into.map(AsRawFd::as_raw_fd),
@@ -497,6 +504,7 @@ impl Plan {
                 socket: theirs.as_fd(),
                 stdio: numbers,
                 join: &join,
+                network: self.network.as_ref().map(AsFd::as_fd),
                 fifos: fifo_numbers,
                 idmaps,
                 state: &self.hook_state,

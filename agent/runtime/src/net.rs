@@ -5,7 +5,7 @@
 //! for as long as it takes to open a socket, and is back before anything else happens.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
@@ -100,14 +100,14 @@ fn socket() -> Result<Socket, NetError> {
 }
 
 /// A netlink socket in another network namespace.
-fn socket_inside(namespace: &OwnedFd) -> Result<Socket, NetError> {
+fn socket_inside(namespace: BorrowedFd<'_>) -> Result<Socket, NetError> {
     let own = open_namespace("/proc/self/ns/net")?;
-    let enter = |fd: &OwnedFd| {
+    let enter = |fd: BorrowedFd<'_>| {
         setns(fd, CloneFlags::CLONE_NEWNET).map_err(|e| failed("enter a network namespace")(e.into()))
     };
     enter(namespace)?;
     let opened = socket();
-    enter(&own)?;
+    enter(own.as_fd())?;
     opened
 }
 
@@ -194,6 +194,14 @@ fn find(socket: &Socket, name: &str) -> Result<u32, NetError> {
 /// # Errors
 /// [`NetError`].
 pub(crate) fn move_in(interface: &Interface, pid: Pid) -> Result<(), NetError> {
+    move_into(interface, open_namespace(&format!("/proc/{pid}/ns/net"))?.as_fd())
+}
+
+/// Move an interface into a network namespace.
+///
+/// # Errors
+/// [`NetError`].
+pub(crate) fn move_into(interface: &Interface, namespace: BorrowedFd<'_>) -> Result<(), NetError> {
     let name = &interface.name;
     let outside = socket()?;
     let index = find(&outside, name)?;
@@ -206,7 +214,6 @@ pub(crate) fn move_in(interface: &Interface, pid: Pid) -> Result<(), NetError> {
             actual: index,
         });
     }
-    let namespace = open_namespace(&format!("/proc/{pid}/ns/net"))?;
     let inside_name = interface
         .rename
         .as_ref()
@@ -225,7 +232,7 @@ pub(crate) fn move_in(interface: &Interface, pid: Pid) -> Result<(), NetError> {
         }
     };
     request(&outside, RouteNetlinkMessage::SetLink(link), NLM_F_ACK).map_err(refused("move"))?;
-    let inside = socket_inside(&namespace)?;
+    let inside = socket_inside(namespace)?;
     let index = find(&inside, inside_name)?;
     let mut link = LinkMessage::default();
     link.header.index = index;
@@ -240,7 +247,7 @@ pub(crate) fn move_in(interface: &Interface, pid: Pid) -> Result<(), NetError> {
 /// # Errors
 /// [`NetError`].
 pub(crate) fn list_inside(pid: Pid) -> Result<Vec<(String, u32)>, NetError> {
-    let inside = socket_inside(&open_namespace(&format!("/proc/{pid}/ns/net"))?)?;
+    let inside = socket_inside(open_namespace(&format!("/proc/{pid}/ns/net"))?.as_fd())?;
     let dump = RouteNetlinkMessage::GetLink(LinkMessage::default());
     let answers = request(&inside, dump, NLM_F_DUMP).map_err(failed("list network interfaces"))?;
     Ok(answers

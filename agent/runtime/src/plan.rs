@@ -20,6 +20,7 @@ use thiserror::Error;
 use crate::fields;
 use crate::hooks::Hook;
 use crate::landlock::{self, Landlock};
+use crate::network::Network;
 use crate::options::OptionError;
 use crate::proof::Promise;
 use crate::recipe::Recipe;
@@ -319,9 +320,25 @@ pub struct Plan {
     pub(crate) gid_map: String,
     pub(crate) pid_namespace: Option<PathBuf>,
     pub(crate) detached: bool,
+    /// Joined in the place of a network namespace that clone(2) makes.
+    pub(crate) network: Option<Network>,
 }
 
 impl Plan {
+    /// Does the container get a network namespace of its own, owned by the caller's user namespace? Only such a one
+    /// takes a [`Network`].
+    pub fn wants_network(&self) -> bool {
+        let new = |flag: i32| self.recipe.new & flag as u64 != 0;
+        new(libc::CLONE_NEWNET) && !new(libc::CLONE_NEWUSER)
+    }
+
+    /// Gives it a network namespace that is there already. Without [`wants_network`](Self::wants_network) it is let go.
+    pub fn give_network(&mut self, network: Network) {
+        if self.wants_network() {
+            self.network = Some(network);
+        }
+    }
+
     /// Check a configuration. `bundle` is absolute.
     ///
     /// # Errors
@@ -391,6 +408,7 @@ impl Plan {
             gid_map,
             pid_namespace,
             detached: context.detached,
+            network: None,
             recipe,
         })
     }

@@ -7,6 +7,7 @@ mod made;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio as ProcessStdio};
 use std::time::{Duration, Instant};
@@ -14,7 +15,8 @@ use std::time::{Duration, Instant};
 use berth_runtime::proof::Stage;
 use berth_runtime::state::Status;
 use berth_runtime::{
-    Container, Context, CreateCause, Device, ExecRequest, Extensions, Interface, Plan, StartArgs, StartCause,
+    Container, Context, CreateCause, Device, ExecRequest, Extensions, Interface, Network, Plan, StartArgs,
+    StartCause,
 };
 use common::Bundle;
 use made::{Made, hierarchy, make, pipe, plan, stdio};
@@ -370,6 +372,61 @@ fn interfaces_move_into_a_running_container() {
     made.finish(&b);
 }
 
+/// The container's network namespace is the one that was given, its loopback is up, and its sysctls and interfaces go
+/// there, not where the new process was before it joined; one with users of its own gets its own.
+fn a_network_made_beforehand_is_joined() {
+    let own = || fs::read_link("/proc/self/ns/net").unwrap();
+    let host = own();
+    let network = Network::make().unwrap();
+    assert_eq!(own(), host, "the caller is back");
+    let given = fs::read_link(format!("/proc/self/fd/{}", network.as_fd().as_raw_fd())).unwrap();
+    assert_ne!(given, host);
+    let mut b = Bundle::new(
+        "readlink /proc/self/ns/net; cat /sys/class/net/lo/flags /proc/sys/net/ipv4/ip_default_ttl; ls /sys/class/net",
+    );
+    b.set("/linux/sysctl", json!({"net.ipv4.ip_default_ttl": "77"}));
+    let outside = fs::read_to_string("/proc/sys/net/ipv4/ip_default_ttl").unwrap();
+    let link = format!("bn{}", std::process::id() % 100_000);
+    let ip = |words: &[&str]| {
+        assert!(
+            Command::new("ip").args(words).status().unwrap().success(),
+            "{words:?}"
+        )
+    };
+    ip(&[
+        "link",
+        "add",
+        &link,
+        "type",
+        "veth",
+        "peer",
+        "name",
+        &format!("{link}p"),
+    ]);
+    let extensions = Extensions {
+        interfaces: vec![Interface {
+            name: link.clone(),
+            index: None,
+            rename: Some("wan".into()),
+        }],
+        ..Extensions::default()
+    };
+    let mut plan = plan(&b, &extensions);
+    assert!(plan.wants_network());
+    plan.give_network(network);
+    let (output, write) = pipe();
+    let container = plan.create(stdio(write)).unwrap();
+    let mut made = Made { container, output };
+    assert!(!Path::new("/sys/class/net/wan").exists(), "it is not outside");
+    assert!(made.container.start(None).unwrap().holds());
+    let expected = format!("{}\n0x9\n77\nlo\nwan\n", given.display());
+    assert_eq!(made.finish(&b), expected);
+    assert_eq!(
+        fs::read_to_string("/proc/sys/net/ipv4/ip_default_ttl").unwrap(),
+        outside
+    );
+}
+
 fn frozen_containers_stand_still() {
     let b = Bundle::new("echo up; exec sleep 1000");
     let mut made = make(&b, &Extensions::default());
@@ -475,6 +532,7 @@ fn main() {
         a_container_cannot_hold_up_who_joins_a_process_to_it,
         devices_come_and_go,
         interfaces_move_into_a_running_container,
+        a_network_made_beforehand_is_joined,
         frozen_containers_stand_still,
         an_id_is_used_once,
         a_container_does_not_outlive_its_keeper_where_that_is_asked,

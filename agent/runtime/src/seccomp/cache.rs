@@ -108,7 +108,6 @@ impl Cache {
                         program,
                         flags,
                         listener: None,
-                        digest,
                     },
                     None,
                 ));
@@ -238,7 +237,7 @@ mod tests {
         let ask = || cache.get(&section, &options).expect("filter");
         let (compiled, doubt) = ask();
         assert!(doubt.is_none(), "{doubt:?}");
-        let path = dir.0.join(format!("{}.bpf", compiled.digest));
+        let path = dir.0.join(format!("{}.bpf", digest(&section, &options)));
         let good = std::fs::read(&path).expect("file");
         assert_eq!(ask().0, compiled);
         // The file is what is used: another program under a right checksum comes back as it is.

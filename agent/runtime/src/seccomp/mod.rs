@@ -72,8 +72,6 @@ pub struct Filter {
     pub flags: u32,
     /// Where the notification descriptor goes, when some action is NOTIFY.
     pub listener: Option<Listener>,
-    /// SHA-256 of the section and the native architecture it was compiled for, in hex.
-    pub digest: String,
 }
 
 /// The receiver of seccomp notifications (`listenerPath`, `listenerMetadata`).
@@ -212,7 +210,6 @@ pub fn compile(seccomp: &LinuxSeccomp, options: &Options) -> Result<Filter, Secc
         program: insns,
         flags,
         listener,
-        digest: digest(seccomp, options),
     })
 }
 
