@@ -23,6 +23,7 @@ spec:
 pub(crate) fn tests() -> Vec<Trial> {
     vec![
         test("commands::logs, exec, inspect", logs_exec),
+        test("commands::inspect --timing, and a span for each step", timing),
         test("commands::stop, start, restart", stop_start),
         test("commands::kill, and the restart policy", kill),
         test("commands::freeze and thaw", freeze),
@@ -71,6 +72,60 @@ fn logs_exec() -> Result<()> {
     ensure!(agent.ok(&["inspect", "sleeper"])?.contains("sleeper"), "inspect");
     agent.refused(&["logs", "nobody"])?;
     agent.refused(&["inspect", "nobody"])?;
+    agent.finish()
+}
+
+/// Every step of the launch is kept with the container, an agent that comes later has it too, and the log has its span.
+fn timing() -> Result<()> {
+    let mut agent = Agent::prepare("timing")?;
+    agent.spawn(&["--log", "debug"])?;
+    agent.apply(SLEEPER)?;
+    wait_running(&mut agent, "sleeper", 1)?;
+    let profile = |agent: &Agent| agent.json(&["inspect", "--timing", "sleeper"]);
+    let told = profile(&agent)?;
+    let steps = told[0]["steps"].as_array().context("no steps")?.clone();
+    for expected in [
+        "check", "plan", "fork", "clone", "ready", "exec", "proof", "detach",
+    ] {
+        ensure!(
+            steps
+                .iter()
+                .any(|s| s["step"] == expected && s["inside"] == false),
+            "no step {expected}: {told}"
+        );
+    }
+    ensure!(
+        steps.iter().any(|s| s["step"] == "mounts" && s["inside"] == true),
+        "{told}"
+    );
+    let sum: u64 = steps
+        .iter()
+        .filter(|s| s["inside"] == false)
+        .filter_map(|s| s["us"].as_u64())
+        .sum();
+    ensure!(
+        sum > 0 && told[0]["totalUs"] == sum,
+        "{sum} is not the total of {told}"
+    );
+    let text = agent.ok(&["inspect", "--timing", "sleeper"])?;
+    ensure!(
+        text.contains("request to release") && text.contains("inside: mounts"),
+        "{text}"
+    );
+    let log = agent.log();
+    for step in &steps {
+        let name = step["step"].as_str().unwrap_or_default();
+        ensure!(
+            log.lines()
+                .any(|l| l.contains("launch{container=") && l.contains(&format!("{name}\""))),
+            "no span of {name} in the log"
+        );
+    }
+    let first = agent.pid()?;
+    agent.kill9(first)?;
+    agent.spawn(&["--log", "debug"])?;
+    wait_running(&mut agent, "sleeper", 1)?;
+    ensure!(profile(&agent)? == told, "another agent tells another profile");
     agent.finish()
 }
 

@@ -12,7 +12,6 @@ mod drift;
 mod escape;
 mod journey;
 mod oci;
-mod plug;
 mod preloaded;
 mod refusals;
 mod sabotage;
@@ -52,7 +51,6 @@ fn main() -> ExitCode {
             sabotage::tests,
             escape::tests,
             journey::tests,
-            plug::tests,
             commands::tests,
             drift::tests,
             refusals::tests,

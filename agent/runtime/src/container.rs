@@ -56,6 +56,8 @@ pub struct Container {
     pub(crate) dir: PathBuf,
     pub(crate) channel: Channel,
     pub(crate) timing: Timing,
+    /// When its program was let go, nanoseconds since the epoch; only in the process that started it.
+    pub(crate) released_at: Option<u64>,
     /// Credentials and filter for processes that join; only in the process that made it.
     pub(crate) words: Option<Words>,
 }
@@ -161,6 +163,7 @@ impl Container {
             dir,
             channel,
             timing,
+            released_at: None,
             words: Some(words),
         }
     }
@@ -197,6 +200,7 @@ impl Container {
             dir,
             channel,
             timing: Timing::begin(),
+            released_at: None,
             words: None,
         })
     }
@@ -268,6 +272,11 @@ impl Container {
     /// Microseconds of each step taken in this process, in order.
     pub fn timing(&self) -> &[(String, u64)] {
         &self.timing.steps
+    }
+
+    /// When its program was let go, nanoseconds since the epoch; `None` before, and in a process that did not start it.
+    pub fn released_at(&self) -> Option<u64> {
+        self.released_at
     }
 
     /// Has the first process not ended? Its descriptor was checked against the record when it was opened.

@@ -28,6 +28,7 @@ use crate::proof::{self, Proof, Stage};
 use crate::report::{self, Down, Failure, Up};
 use crate::state::{self, Status};
 use crate::sys::process as sys;
+use crate::timing;
 
 /// What an armed container is started with.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -293,12 +294,18 @@ impl Container {
                 fs::remove_file(self.dir.join(name)).map_err(StartCause::Message)?;
             }
         }
+        // The program runs as soon as the call has begun, and on this core it runs before the call returns: the clock
+        // is read before, and what the call itself took is this thread's own CPU time.
+        self.timing.mark("judge");
+        let (at, used) = (crate::container::now(), timing::thread_time());
         ptrace::detach(pid, None).map_err(|errno| StartCause::Trace {
             pid: pid.as_raw(),
             errno,
         })?;
+        let detach = timing::thread_time().saturating_sub(used);
+        self.released_at = Some(at + detach.as_nanos() as u64);
         self.channel = Channel::None;
-        self.timing.mark("detach");
+        self.timing.took("detach", detach);
         if !self.record.hooks.poststart.is_empty() {
             let text = self.record.state.at(pid.as_raw(), "running");
             hooks::run("poststart", &self.record.hooks.poststart, &text)?;

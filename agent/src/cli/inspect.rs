@@ -1,6 +1,7 @@
 //! `berth inspect`: containers in full.
 
 use clap::Args;
+use serde::Serialize;
 
 use crate::api::{Details, Op};
 use crate::core::report::{exit_words, words};
@@ -14,6 +15,9 @@ use super::{DONE, Format, Outcome, OutputArgs, table};
 pub(super) struct InspectArgs {
     /// Workload or container
     name: String,
+    /// The profile of the launch: microseconds of each step
+    #[arg(long)]
+    timing: bool,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -25,12 +29,85 @@ pub(super) fn main(folders: &Folders, args: &InspectArgs) -> Outcome {
             name: args.name.clone(),
         },
     )?;
+    if args.timing {
+        return profile(&all, args.output.output);
+    }
     if args.output.output == Format::Json {
         table::json(&all)?;
         return Ok(DONE);
     }
     for details in &all {
         text(details);
+    }
+    Ok(DONE)
+}
+
+/// A launch, step by step.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Profile<'a> {
+    name: &'a str,
+    id: &'a str,
+    steps: Vec<Step<'a>>,
+    total_us: u64,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Step<'a> {
+    step: &'a str,
+    us: u64,
+    /// Taken by the new process while its monitor did other steps, or waited in `ready`: not part of the total.
+    inside: bool,
+}
+
+/// The steps, and the sum of those that follow each other.
+fn steps(timing: &[(String, u64)]) -> (Vec<Step<'_>>, u64) {
+    let steps: Vec<Step<'_>> = timing
+        .iter()
+        .map(|(name, us)| {
+            let inside = name.strip_prefix("inside: ");
+            Step {
+                step: inside.unwrap_or(name),
+                us: *us,
+                inside: inside.is_some(),
+            }
+        })
+        .collect();
+    let total = steps.iter().filter(|s| !s.inside).map(|s| s.us).sum();
+    (steps, total)
+}
+
+fn profile(all: &[Details], format: Format) -> Outcome {
+    let profiles: Vec<Profile<'_>> = all
+        .iter()
+        .map(|details| {
+            let (steps, total_us) = steps(&details.timing);
+            Profile {
+                name: &details.container.name,
+                id: &details.container.id,
+                steps,
+                total_us,
+            }
+        })
+        .collect();
+    if format == Format::Json {
+        table::json(&profiles)?;
+        return Ok(DONE);
+    }
+    for profile in &profiles {
+        println!("{} ({})", profile.name, profile.id);
+        if profile.steps.is_empty() {
+            println!("  not launched yet");
+        }
+        for step in &profile.steps {
+            let place = if step.inside { "    inside: " } else { "  " };
+            println!("{:>9} us{place}{}", step.us, step.step);
+        }
+        if !profile.steps.is_empty() {
+            println!("{:>9} us  request to release", profile.total_us);
+        }
+        println!();
     }
     Ok(DONE)
 }
@@ -86,4 +163,25 @@ fn text(details: &Details) {
         },
     );
     println!();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_new_process_did_meanwhile_is_not_counted_twice() {
+        let timing = [("clone", 5), ("inside: mounts", 7), ("ready", 9)].map(|(s, us)| (s.to_owned(), us));
+        let (steps, total) = steps(&timing);
+        assert_eq!(total, 14);
+        assert_eq!(
+            steps[1],
+            Step {
+                step: "mounts",
+                us: 7,
+                inside: true
+            }
+        );
+        assert!(!steps[0].inside && !steps[2].inside);
+    }
 }

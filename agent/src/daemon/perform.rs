@@ -36,8 +36,6 @@ pub(crate) struct Link {
 pub(crate) enum Expect {
     Hello,
     Signal,
-    Inject,
-    Eject,
     Freeze,
     Thaw,
     Release,
@@ -89,23 +87,6 @@ impl Agent {
                     None,
                 );
                 self.plug_done();
-            }
-            Effect::Inject {
-                id,
-                devices,
-                interfaces,
-                notes,
-            } => {
-                let command = Command::Inject {
-                    devices,
-                    interfaces,
-                    notes,
-                };
-                self.order(&id, &command, Some(Expect::Inject));
-                self.plug_done();
-            }
-            Effect::Eject { id, devices } => {
-                self.order(&id, &Command::Eject { devices }, Some(Expect::Eject));
             }
             Effect::Stop(id) => self.stop(&id, events),
             Effect::Signal(id, signal) => self.order(&id, &Command::Signal { signal }, Some(Expect::Signal)),
@@ -355,6 +336,9 @@ impl Agent {
                         .observe(begun.elapsed().as_secs_f64());
                 }
                 let started = matches!(*event, wire::Event::Started { .. });
+                if let wire::Event::Started { timing, .. } = &*event {
+                    spans(id, timing);
+                }
                 self.report(id, report_of(*event));
                 if started {
                     self.ask_isolation(id);
@@ -405,20 +389,30 @@ impl Agent {
     }
 }
 
+/// One span for a launch, and in it one for each step that was timed, told in retrospect by the monitor (`--log debug`).
+fn spans(container: &str, timing: &[(String, u64)]) {
+    if !tracing::enabled!(tracing::Level::DEBUG) {
+        return;
+    }
+    let _launch = tracing::debug_span!("launch", container).entered();
+    for (step, us) in timing {
+        let _step = tracing::debug_span!("step", step, us).entered();
+        tracing::debug!("done");
+    }
+}
+
 fn report_of(event: wire::Event) -> Report {
     match event {
-        wire::Event::Created {
-            pid,
-            start_time,
-            takes,
-            ..
-        } => Report::Created {
-            pid,
-            start_time,
-            takes,
-        },
-        wire::Event::Started { proof, timing } => Report::Started {
-            at: super::events::now_ns(),
+        wire::Event::Created { pid, start_time, .. } => Report::Created { pid, start_time },
+        wire::Event::Started {
+            proof,
+            timing,
+            started_at,
+        } => Report::Started {
+            at: match started_at {
+                0 => super::events::now_ns(),
+                at => at,
+            },
             isolation: isolation(&proof),
             timing,
         },

@@ -161,7 +161,6 @@ fn started(mut stream: UnixStream) -> UnixStream {
             pid: 1,
             start_time: 1,
             proof: None,
-            takes: true,
         },
     );
     say(
@@ -169,6 +168,7 @@ fn started(mut stream: UnixStream) -> UnixStream {
         Wire::Started {
             proof: proof(),
             timing: vec![("exec".into(), 1)],
+            started_at: 4711,
         },
     );
     stream

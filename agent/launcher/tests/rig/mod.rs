@@ -132,7 +132,7 @@ impl Rig {
             other => panic!("{other:#?}"),
         };
         match next_event(&mut client) {
-            Event::Started { proof, timing } => {
+            Event::Started { proof, timing, .. } => {
                 assert!(proof.holds());
                 Running {
                     client,

@@ -11,6 +11,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use berth_rt::cgroup::Cgroup;
 use berth_rt::partition::{Isolation, isolation};
+use nix::fcntl::{OFlag, readlinkat};
+use nix::sys::stat::Mode;
 use thiserror::Error;
 
 use super::facts::{Facts, limit, maps};
@@ -165,6 +167,8 @@ fn cgroup_path<'a>(text: &'a str, controller: &str) -> Option<&'a str> {
 }
 
 fn namespaces(facts: &mut Facts, promise: &Promise, process: &Process, proc_root: &Path) {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let own = nix::fcntl::open(&proc_root.join("self/ns"), flags, Mode::empty());
     for (kind, promised) in &promise.namespaces {
         let file = format!("ns/{}", kind.as_str());
         let (name, source) = (format!("namespace.{}", kind.as_str()), process.source(&file));
@@ -175,8 +179,11 @@ fn namespaces(facts: &mut Facts, promise: &Promise, process: &Process, proc_root
                 continue;
             }
         };
-        let host = std::fs::read_link(proc_root.join("self").join(&file));
-        let host = host.map(|h| h.to_string_lossy().into_owned());
+        let host = own
+            .as_ref()
+            .map_err(|e| *e)
+            .and_then(|own| readlinkat(own, kind.as_str()))
+            .map(|host| host.to_string_lossy().into_owned());
         let (words, holds) = match (promised, &host) {
             (NamespacePromise::Joined { inode }, _) => {
                 let words = format!("{}:[{inode}]", kind.as_str());
