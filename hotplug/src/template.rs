@@ -106,21 +106,6 @@ pub enum RenderError {
         /// What is missing, e.g. `$devnode`.
         what: &'static str,
     },
-    /// What came out is not what is needed there.
-    #[error("{device}: {template} is {value:?}, which {why}")]
-    Unfit {
-        /// The device.
-        device: String,
-        /// The template.
-        template: String,
-        /// What it became, shortened and safe to print.
-        value: String,
-        /// What it must be.
-        why: &'static str,
-    },
-    /// The device cannot be known by what the rule says.
-    #[error("{0}")]
-    Identity(String),
     /// What the device says cannot be handed on.
     #[error("{device}: the value of {name} {source}: {value:?}")]
     Unsafe {
@@ -225,34 +210,9 @@ impl Template {
         Ok(Template { parts })
     }
 
-    /// Parts of the path that its fixed texts make.
-    pub(crate) fn literal_parts(&self) -> usize {
-        let slashes = |part: &Part| match part {
-            Part::Text(text) => text.matches('/').count(),
-            _ => 0,
-        };
-        1 + self.parts.iter().map(slashes).sum::<usize>()
-    }
-
-    /// A text without substitutions, as it stands.
-    pub(crate) fn literal(text: &str) -> Template {
-        Template {
-            parts: vec![Part::Text(text.to_owned())],
-        }
-    }
-
     /// Is there any substitution in it?
     pub fn is_literal(&self) -> bool {
         self.parts.iter().all(|part| matches!(part, Part::Text(_)))
-    }
-
-    /// Fills it in as udev does inside a match: what is not there is empty.
-    pub(crate) fn render_or_empty(&self, view: &View<'_>) -> String {
-        let matched = Matched::default();
-        self.parts
-            .iter()
-            .map(|part| part.value(view, &matched, view.device()).unwrap_or_default())
-            .collect()
     }
 
     /// Fills it in. `matched` comes from [`crate::rule::Match::matches`].

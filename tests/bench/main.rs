@@ -1,6 +1,6 @@
 //! The benchmarks behind docs/SPECIFICATION.md: each figure beside its peer, in one run, as a ratio.
 //!
-//! `berth-bench [oci|agent|hotplug|memory]… [--rounds N]`. Rounds of the competitors are interleaved, so that what
+//! `berth-bench [oci|exec|agent|stop|hotplug|memory|thousand]… [--rounds N]`. Rounds of the competitors are interleaved, so that what
 //! else the machine does falls on all of them. The table gives medians, minima, the ratio of the medians with its
 //! 95 % bootstrap interval, and the bound where the specification has one; a bound that is missed is shown and makes the
 //! exit code 1, which no test depends on: these machines are shared. Folders of the agents lie on the tmpfs of /dev/shm
@@ -9,6 +9,7 @@
 mod agent;
 mod bundles;
 mod hotplug;
+mod life;
 mod memory;
 mod oci;
 mod stats;
@@ -25,12 +26,16 @@ fn main() -> Result<ExitCode> {
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--rounds" => rounds = args.next().and_then(|n| n.parse().ok()).unwrap_or(rounds),
-            "oci" | "agent" | "hotplug" | "memory" => groups.push(arg),
-            other => bail!("usage: berth-bench [oci|agent|hotplug|memory]… [--rounds N]; what is {other:?}?"),
+            "oci" | "exec" | "agent" | "stop" | "hotplug" | "memory" | "thousand" => groups.push(arg),
+            other => bail!(
+                "usage: berth-bench [oci|exec|agent|stop|hotplug|memory|thousand]… [--rounds N]; what is {other:?}?"
+            ),
         }
     }
     if groups.is_empty() {
-        groups = ["oci", "agent", "hotplug", "memory"].map(String::from).to_vec();
+        groups = ["oci", "exec", "agent", "stop", "hotplug", "memory", "thousand"]
+            .map(String::from)
+            .to_vec();
     }
     if std::path::Path::new("/dev/shm").is_dir() {
         let _ = tempfile::env::override_temp_dir(std::path::Path::new("/dev/shm")); // only a second call is refused
@@ -39,7 +44,10 @@ fn main() -> Result<ExitCode> {
     for group in groups {
         match group.as_str() {
             "oci" => oci::run(&mut table, rounds)?,
+            "exec" => life::exec(&mut table, rounds)?,
             "agent" => agent::run(&mut table, rounds)?,
+            "stop" => life::stop(&mut table, rounds)?,
+            "thousand" => life::thousand(&mut table, 25 * rounds)?,
             "hotplug" => hotplug::run(&mut table, rounds)?,
             _ => memory::run(&mut table)?,
         }
