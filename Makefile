@@ -8,7 +8,7 @@ BERTH := target/release/berth
 # draws new ones.
 export PROPTEST_RNG_SEED ?= 20261121
 
-.PHONY: help setup build samples run test test-unit test-native test-escape vm test-long check bench cross deb clean
+.PHONY: help setup build samples run test test-unit test-native test-escape vm test-long check bench cross deb yocto-crates clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -31,6 +31,7 @@ test: test-unit test-native vm ## all tests that one CI run can hold
 test-unit: ## unit, table and property tests of every crate, and those on this machine's kernel
 	@.ci/setup build test
 	cargo test --locked --workspace --exclude berth-tests
+	cargo test --locked -p berth-tests --test yocto
 
 test-native: samples ## the journeys on this machine's kernel
 	@.ci/setup test
@@ -73,6 +74,9 @@ deb: cross ## Debian packages for amd64 and arm64, target/dist
 	@.ci/setup deb
 	agent/dist/deb.sh amd64 target/dist/berth-x86_64 target/dist
 	HOST_BERTH=target/dist/berth-x86_64 agent/dist/deb.sh arm64 target/dist/berth-aarch64 target/dist
+
+yocto-crates: ## the recipe's list of crates, from Cargo.lock
+	yocto/crates.sh
 
 clean: ## what builds and the rig have made
 	rm -rf target .rig

@@ -24,7 +24,8 @@ core=$(sed -n 's/^LAYERSERIES_CORENAMES = "\(.*\)"/\1/p' "$oe/meta/conf/layer.co
 case " $core " in *" $series "*) ;; *) echo "check-layer: the layer is for $series, $oe is $core: check out the branch $series" >&2; exit 1 ;; esac
 missing=
 for tool in chrpath cpio diffstat file gawk lz4c wget zstd python3 git; do command -v $tool >/dev/null || missing="$missing $tool"; done
-[ -z "$missing" ] || { echo "check-layer: missing:$missing (apt-get install chrpath cpio diffstat file gawk lz4 wget zstd python3 git)" >&2; exit 1; }
+locale -a 2>/dev/null | grep -qix 'en_US.utf-\?8' || missing="$missing locale:en_US.UTF-8"
+[ -z "$missing" ] || { echo "check-layer: missing:$missing (apt-get install chrpath cpio diffstat file gawk lz4 wget zstd python3 git locales; localedef -i en_US -f UTF-8 en_US.UTF-8)" >&2; exit 1; }
 
 work=$(mktemp -d /tmp/berth-layer.XXXXXX); [ -n "$keep" ] || trap 'rm -rf "$work"' EXIT
 run=()
