@@ -366,6 +366,16 @@ impl Device {
         &self.refused
     }
 
+    /// Links to its node (DEVLINKS), without /dev/; empty with the kernel as the source.
+    pub fn links(&self) -> Vec<&str> {
+        let links = self.property("DEVLINKS").unwrap_or_default();
+        links
+            .split(' ')
+            .filter_map(|link| link.strip_prefix("/dev/"))
+            .filter(|link| !link.is_empty() && safe::is_plain_path(&format!("/{link}")))
+            .collect()
+    }
+
     /// Has udevd finished with it (its database knows it)?
     pub fn is_initialized(&self) -> bool {
         self.properties.contains_key("USEC_INITIALIZED")

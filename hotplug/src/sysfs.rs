@@ -87,6 +87,58 @@ pub fn attribute_names(sys_root: &Path, devpath: &str) -> Vec<String> {
     names
 }
 
+/// `[subsystem/name]rest` as its three parts; a `/` in front of the rest is left out.
+pub(crate) fn other_device(text: &str) -> Option<(&str, &str, &str)> {
+    let (device, rest) = text.strip_prefix('[')?.split_once(']')?;
+    let (subsystem, name) = device.split_once('/')?;
+    let plain = |part: &str| !part.is_empty() && !part.contains('/') && part != "." && part != "..";
+    (plain(subsystem) && plain(name)).then(|| (subsystem, name, rest.strip_prefix('/').unwrap_or(rest)))
+}
+
+/// The folder of the device `name` of a subsystem, as a path below `sys_root`: libsystemd's
+/// `sd_device_new_from_subsystem_sysname`.
+pub(crate) fn find_device(sys_root: &Path, subsystem: &str, name: &str) -> Option<String> {
+    // A slash in a name is a `!` in sysfs.
+    let name = name.replace('/', "!");
+    let candidates = match subsystem {
+        "subsystem" => vec![format!("/bus/{name}"), format!("/class/{name}")],
+        "module" => vec![format!("/module/{name}")],
+        "drivers" => match name.split_once(':') {
+            Some((bus, driver)) => vec![format!("/bus/{bus}/drivers/{driver}")],
+            None => Vec::new(),
+        },
+        _ => vec![
+            format!("/bus/{subsystem}/devices/{name}"),
+            format!("/class/{subsystem}/{name}"),
+            format!("/firmware/{subsystem}/{name}"),
+        ],
+    };
+    candidates.into_iter().find_map(|path| {
+        let at = device_dir(sys_root, &path);
+        match fs::read_link(&at) {
+            Ok(target) => {
+                join_link(path.rsplit_once('/')?.0, &target).filter(|p| device_dir(sys_root, p).is_dir())
+            }
+            Err(_) => at.is_dir().then_some(path),
+        }
+    })
+}
+
+/// The first folder that fits the first `/*/` of an absolute path; the path itself where it has none.
+pub(crate) fn first_wildcard(path: &str) -> Option<String> {
+    let Some((head, tail)) = path.split_once("/*/") else {
+        return Some(path.to_owned());
+    };
+    let mut names: Vec<String> = fs::read_dir(head)
+        .ok()?
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| !name.starts_with('.'))
+        .collect();
+    names.sort();
+    let all = names.into_iter().map(|name| format!("{head}/{name}/{tail}"));
+    all.into_iter().find(|path| Path::new(path).exists())
+}
+
 /// Joins a relative link target found at `base` (both below the root) lexically: `/class/net` +
 /// `../../devices/x` = `/devices/x`. `None` for absolute targets and targets outside the root.
 pub fn join_link(base: &str, target: &Path) -> Option<String> {

@@ -215,6 +215,15 @@ impl Template {
         self.parts.iter().all(|part| matches!(part, Part::Text(_)))
     }
 
+    /// Fills it in as udev does inside a match: what is not there is empty.
+    pub(crate) fn render_or_empty(&self, view: &View<'_>) -> String {
+        let matched = Matched::default();
+        self.parts
+            .iter()
+            .map(|part| part.value(view, &matched, view.device()).unwrap_or_default())
+            .collect()
+    }
+
     /// Fills it in. `matched` comes from [`crate::rule::Match::matches`].
     ///
     /// # Errors

@@ -4,7 +4,7 @@
 //! string; a missing attribute holds for neither `==` nor `!=`; trailing white space of an attribute is
 //! ignored unless the pattern ends in it; the keys ending in S are tried together on the device itself, then
 //! on each device above it, nearest first. `TAG!="x"` holds where no tag matches and `TAG=="?*"` where there
-//! is one (systemd answers the opposite to the second).
+//! is one (systemd answers the opposite to the second), and so with SYMLINK. CONST is of the machine that asks.
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeSet, HashMap};
@@ -13,7 +13,7 @@ use std::rc::Rc;
 
 use serde::Serialize;
 
-use super::{HEX_NAMES, Key, Line, Match, Test};
+use super::{HEX_NAMES, Key, Line, Match, Test, constants, outside};
 use crate::device::{self, Device};
 use crate::event::Action;
 use crate::{safe, sysfs};
@@ -122,8 +122,7 @@ impl<'d> View<'d> {
         if let Some(known) = link.attributes.borrow().get(name) {
             return known.clone();
         }
-        let value: Option<Rc<str>> =
-            sysfs::attribute(self.device.sys_root(), &link.devpath, name).map(Rc::from);
+        let value: Option<Rc<str>> = outside::attribute(self, &link.devpath, name).map(Rc::from);
         link.attributes
             .borrow_mut()
             .insert(name.to_owned(), value.clone());
@@ -326,6 +325,10 @@ enum Actual<'v> {
     Text(Option<&'v str>),
     Attribute(Option<Rc<str>>),
     Tags(&'v BTreeSet<String>),
+    Links(Vec<&'v str>),
+    /// `Err`: it cannot be asked for, and neither `==` nor `!=` holds.
+    Owned(Result<Option<String>, ()>),
+    There(bool),
 }
 
 impl Actual<'_> {
@@ -334,6 +337,10 @@ impl Actual<'_> {
             Actual::Text(value) => value.map(str::to_owned),
             Actual::Attribute(value) => value.as_deref().map(str::to_owned),
             Actual::Tags(tags) if tags.is_empty() => None,
+            Actual::Links(links) if links.is_empty() => None,
+            Actual::Links(links) => Some(links.join(" ")),
+            Actual::Owned(value) => value.clone().ok().flatten(),
+            Actual::There(there) => Some(if *there { "there" } else { "not there" }.to_owned()),
             Actual::Tags(tags) => Some(tags.iter().map(String::as_str).collect::<Vec<_>>().join(":")),
         }
     }
@@ -351,20 +358,34 @@ impl Test {
             Key::Attr(name) | Key::Attrs(name) => Actual::Attribute(view.attribute_of(link, name)),
             Key::Env(name) if name == "ACTION" => Actual::Text(Some(action.as_str())),
             Key::Env(name) => Actual::Text(view.device.property(name)),
+            // What udev calls NAME is what the interface is called when udev is done.
+            Key::Name => Actual::Text(view.device.interface()),
+            Key::Symlink => Actual::Links(view.device.links()),
+            Key::Sysctl(name) => Actual::Owned(outside::sysctl(view, name)),
+            Key::Const(name) => Actual::Text(Some(constants::value(name))),
+            Key::Test(mode) => Actual::There(outside::there(view, &self.pattern.text, *mode)),
             Key::Tag | Key::Tags => Actual::Tags(view.tags(link)),
         };
         (self.decide(&actual), actual)
     }
 
-    fn decide(&self, actual: &Actual<'_>) -> bool {
-        let hex = match &self.key {
+    /// Are both sides hexadecimal identifiers?
+    pub(super) fn compares_hex(&self) -> bool {
+        match &self.key {
             Key::Attr(name) | Key::Attrs(name) | Key::Env(name) => {
-                HEX_NAMES.contains(&name.rsplit('/').next().unwrap_or(name))
+                HEX_NAMES.contains(&name.rsplit(['/', ']']).next().unwrap_or(name))
             }
             _ => false,
-        };
+        }
+    }
+
+    fn decide(&self, actual: &Actual<'_>) -> bool {
+        let hex = self.compares_hex();
         let found = match actual {
-            Actual::Attribute(None) => return false,
+            Actual::Attribute(None) | Actual::Owned(Err(())) => return false,
+            Actual::There(there) => *there,
+            Actual::Links(links) => links.iter().any(|link| self.pattern.matches(link, false)),
+            Actual::Owned(Ok(value)) => self.pattern.matches(value.as_deref().unwrap_or_default(), false),
             Actual::Attribute(Some(value)) if self.pattern.keep_trailing => self.pattern.matches(value, hex),
             Actual::Attribute(Some(value)) => self
                 .pattern

@@ -6,8 +6,11 @@
 //! takes any text without panicking; `parse(print(m)) == m`; a clause is evaluated by one function, whether
 //! the answer is used or shown.
 
+mod constants;
 mod eval;
+mod never;
 mod order;
+mod outside;
 mod parse;
 mod spec;
 
@@ -88,6 +91,16 @@ pub(crate) enum Key {
     Attr(String),
     Attrs(String),
     Env(String),
+    /// Name of a network interface.
+    Name,
+    /// Links to the node, without /dev/.
+    Symlink,
+    /// A file below /proc/sys.
+    Sysctl(String),
+    /// `arch` or `virt`: of the machine, not of the device.
+    Const(String),
+    /// Is there such a file, with one of these mode bits?
+    Test(Option<u32>),
     Tag,
     Tags,
 }
@@ -104,10 +117,10 @@ impl Key {
     /// Rank by cost: names first, then memory, then sysfs, then the parents.
     pub(crate) fn cost(&self) -> u8 {
         match self {
-            Key::Action | Key::Subsystem | Key::Kernel | Key::Devpath => 0,
-            Key::Env(_) | Key::Tag => 1,
+            Key::Action | Key::Subsystem | Key::Kernel | Key::Devpath | Key::Name => 0,
+            Key::Env(_) | Key::Tag | Key::Symlink => 1,
             Key::Driver => 2,
-            Key::Attr(_) => 3,
+            Key::Attr(_) | Key::Sysctl(_) | Key::Const(_) | Key::Test(_) => 3,
             Key::Kernels => 4,
             Key::Subsystems | Key::Tags => 5,
             Key::Drivers => 6,
@@ -130,6 +143,12 @@ impl fmt::Display for Key {
             Key::Attr(name) => write!(f, "ATTR{{{name}}}"),
             Key::Attrs(name) => write!(f, "ATTRS{{{name}}}"),
             Key::Env(name) => write!(f, "ENV{{{name}}}"),
+            Key::Name => f.write_str("NAME"),
+            Key::Symlink => f.write_str("SYMLINK"),
+            Key::Sysctl(name) => write!(f, "SYSCTL{{{name}}}"),
+            Key::Const(name) => write!(f, "CONST{{{name}}}"),
+            Key::Test(None) => f.write_str("TEST"),
+            Key::Test(Some(mode)) => write!(f, "TEST{{{mode:o}}}"),
             Key::Tag => f.write_str("TAG"),
             Key::Tags => f.write_str("TAGS"),
         }

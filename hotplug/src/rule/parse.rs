@@ -2,36 +2,50 @@
 //!
 //! Lexical rules as in systemd's `udev-rules.c`: clauses are separated by white space and commas; values are
 //! in double quotes, `\"` is a quote and any other backslash stands for itself; `e"…"` takes C escapes,
-//! `i"…"` compares without case, `ei` and `ie` both. Invariant: every error points at the character.
+//! `i"…"` compares without case, `ei` and `ie` both. Invariant: every error points at the character. Match keys only:
+//! PROGRAM, RESULT and IMPORT run things, and no device may make this process run anything.
 
+use super::constants::CONSTANTS;
 use super::{Key, Line, Match, ParseError, Pattern, Test};
 use crate::event::Action;
-use crate::glob;
-use crate::safe;
+use crate::template::Template;
+use crate::{glob, safe, sysfs};
 
 /// Longest text of a whole match, in bytes.
 const TEXT_MAX: usize = 64 * 1024;
 
 /// Key, does it take `{argument}`.
-const KEYS: &[(&str, bool)] = &[
-    ("ACTION", false),
-    ("ATTR", true),
-    ("ATTRS", true),
-    ("DEVPATH", false),
-    ("DRIVER", false),
-    ("DRIVERS", false),
-    ("ENV", true),
-    ("KERNEL", false),
-    ("KERNELS", false),
-    ("SUBSYSTEM", false),
-    ("SUBSYSTEMS", false),
-    ("TAG", false),
-    ("TAGS", false),
+const KEYS: &[(&str, Braces)] = &[
+    ("ACTION", Braces::No),
+    ("ATTR", Braces::Yes),
+    ("ATTRS", Braces::Yes),
+    ("CONST", Braces::Yes),
+    ("DEVPATH", Braces::No),
+    ("DRIVER", Braces::No),
+    ("DRIVERS", Braces::No),
+    ("ENV", Braces::Yes),
+    ("KERNEL", Braces::No),
+    ("KERNELS", Braces::No),
+    ("NAME", Braces::No),
+    ("SUBSYSTEM", Braces::No),
+    ("SUBSYSTEMS", Braces::No),
+    ("SYMLINK", Braces::No),
+    ("SYSCTL", Braces::Yes),
+    ("TAG", Braces::No),
+    ("TAGS", Braces::No),
+    ("TEST", Braces::May),
 ];
+
+/// Does a key take `{argument}`?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Braces {
+    No,
+    Yes,
+    May,
+}
 
 /// Keys of udev that are no match of a device, and what to do instead.
 const OTHERS: &[(&str, &str)] = &[
-    ("CONST", "select the node with a document of its own"),
     ("GOTO", "a match has no jumps: write one rule for each case"),
     (
         "GROUP",
@@ -40,7 +54,6 @@ const OTHERS: &[(&str, &str)] = &[
     ("IMPORT", "properties come from the kernel and udevd"),
     ("LABEL", "a match has no jumps: write one rule for each case"),
     ("MODE", "set device.mode in the rule"),
-    ("NAME", "match the interface with KERNEL"),
     ("OPTIONS", "it is no match"),
     (
         "OWNER",
@@ -50,9 +63,6 @@ const OTHERS: &[(&str, &str)] = &[
     ("RESULT", "programs are not run for a match"),
     ("RUN", "name the workload in the rule"),
     ("SECLABEL", "labels come from the security profile"),
-    ("SYMLINK", "set device.path in the rule, or match ENV{DEVLINKS}"),
-    ("SYSCTL", "match a property or attribute of the device"),
-    ("TEST", "match ATTR{…} instead: a missing attribute never holds"),
 ];
 
 pub(super) fn parse(text: &str) -> Result<Match, ParseError> {
@@ -192,6 +202,15 @@ impl<'t> Reader<'t> {
         self.blanks();
         let value_at = (self.line, self.column);
         let (value, fold) = self.value()?;
+        let mode = match (name, &argument) {
+            ("TEST", Some(mode)) => Some(test_mode(mode).ok_or_else(|| {
+                at(self.error(
+                    format!("{:?} is no mode", safe::show(mode, 16)),
+                    Some("octal, 1 to 7777, e.g. TEST{0444}"),
+                ))
+            })?),
+            _ => None,
+        };
         let argument = argument.unwrap_or_default();
         let key = match name {
             "ACTION" => Key::Action,
@@ -205,6 +224,11 @@ impl<'t> Reader<'t> {
             "KERNELS" => Key::Kernels,
             "SUBSYSTEM" => Key::Subsystem,
             "SUBSYSTEMS" => Key::Subsystems,
+            "NAME" => Key::Name,
+            "SYMLINK" => Key::Symlink,
+            "SYSCTL" => Key::Sysctl(argument),
+            "CONST" => Key::Const(argument),
+            "TEST" => Key::Test(mode),
             "TAG" => Key::Tag,
             _ => Key::Tags,
         };
@@ -224,17 +248,17 @@ impl<'t> Reader<'t> {
         })
     }
 
-    fn argument(&mut self, key: &str, takes: bool) -> Result<Option<String>, ParseError> {
+    fn argument(&mut self, key: &str, takes: Braces) -> Result<Option<String>, ParseError> {
         if self.peek() != Some('{') {
             return match takes {
-                true => Err(self.error(
+                Braces::Yes => Err(self.error(
                     format!("{key} needs a name in braces"),
                     Some("e.g. ATTR{idVendor}"),
                 )),
-                false => Ok(None),
+                Braces::No | Braces::May => Ok(None),
             };
         }
-        if !takes {
+        if takes == Braces::No {
             return Err(self.error(format!("{key} takes no name in braces"), None));
         }
         self.next();
@@ -257,19 +281,26 @@ impl<'t> Reader<'t> {
                 None,
             ));
         }
-        if key != "ENV" {
-            if name.starts_with('/') {
+        match key {
+            "ATTR" | "ATTRS" => {
+                attribute_name(name).map_err(|(message, hint)| wrong(&message, Some(&hint)))?
+            }
+            "SYSCTL" => {
+                Template::parse(name).map_err(|e| wrong(&e.message, e.hint.as_deref()))?;
+                if name.split(['/', '.']).all(str::is_empty) || name.split('/').any(|part| part == "..") {
+                    return Err(wrong(
+                        "this is no name below /proc/sys",
+                        Some("e.g. SYSCTL{kernel/ostype}"),
+                    ));
+                }
+            }
+            "CONST" if !CONSTANTS.contains(&name) => {
                 return Err(wrong(
-                    "an attribute is relative to its device",
-                    Some("leave out the first /"),
+                    &format!("there is no constant {:?}", safe::show(name, 32)),
+                    Some("known: arch virt"),
                 ));
             }
-            if name.starts_with('[') || name.contains(['$', '%']) {
-                return Err(wrong(
-                    "substitutions and [subsystem/name] are not supported in attribute names",
-                    Some("write the attribute's own name"),
-                ));
-            }
+            _ => {}
         }
         Ok(Some(name.to_owned()))
     }
@@ -371,6 +402,38 @@ impl<'t> Reader<'t> {
     }
 }
 
+/// An attribute of the device (`idVendor`, `power/control`), with substitutions, or of another one
+/// (`[dmi/id]sys_vendor`).
+fn attribute_name(name: &str) -> Result<(), (String, String)> {
+    if name.starts_with('/') {
+        return Err((
+            "an attribute is relative to its device".to_owned(),
+            "leave out the first /".to_owned(),
+        ));
+    }
+    if name.starts_with('[') {
+        return match sysfs::other_device(name) {
+            Some((_, _, attribute)) if !attribute.is_empty() => Ok(()),
+            _ => Err((
+                "another device's attribute is [subsystem/name]attribute".to_owned(),
+                "e.g. ATTR{[dmi/id]sys_vendor}".to_owned(),
+            )),
+        };
+    }
+    match Template::parse(name) {
+        Ok(_) => Ok(()),
+        Err(error) => Err((error.message, error.hint.unwrap_or_default())),
+    }
+}
+
+/// The mode of `TEST{mode}`.
+fn test_mode(text: &str) -> Option<u32> {
+    let plain = !text.is_empty() && text.len() <= 5 && text.bytes().all(|b| b.is_ascii_digit());
+    u32::from_str_radix(text, 8)
+        .ok()
+        .filter(|mode| plain && (1..=0o7777).contains(mode))
+}
+
 fn unknown_key(name: &str) -> ParseError {
     let upper = name.to_ascii_uppercase();
     let (message, hint) = match OTHERS.iter().find(|(key, _)| *key == upper) {
@@ -403,6 +466,20 @@ fn unknown_key(name: &str) -> ParseError {
 fn check(key: &Key, pattern: &Pattern) -> Result<(), (String, Option<String>)> {
     if pattern.text.len() > safe::TEXT_MAX {
         return Err((format!("the value is longer than {} bytes", safe::TEXT_MAX), None));
+    }
+    if matches!(key, Key::Test(_)) {
+        if pattern.fold {
+            return Err(("TEST takes a path, not a pattern".to_owned(), None));
+        }
+        if pattern.text.is_empty() {
+            return Err((
+                "TEST needs a path".to_owned(),
+                Some("relative to the device's folder, or absolute".to_owned()),
+            ));
+        }
+        return Template::parse(&pattern.text)
+            .map(drop)
+            .map_err(|error| (error.message, error.hint));
     }
     let split_set = |part: &str| part.contains('[') && !part.contains(']');
     if pattern.text.contains('|') && glob::is_glob(&pattern.text) && pattern.alternatives().any(split_set) {

@@ -217,7 +217,11 @@ impl RuleSpec {
     /// Every fault.
     pub fn compile(&self, name: &str) -> Result<Rule, Vec<Problem>> {
         let mut faults = self.check_fields();
-        let matches = Match::parse(&self.matches).map_err(|error| {
+        let parsed = Match::parse(&self.matches).and_then(|matches| match matches.contradiction() {
+            Some(error) => Err(error),
+            None => Ok(matches),
+        });
+        let matches = parsed.map_err(|error| {
             let at = Some((error.line, error.column));
             faults.push(Problem {
                 path: "match".to_owned(),

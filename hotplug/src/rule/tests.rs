@@ -15,22 +15,47 @@ use crate::event::Action;
 const TTY: &str = "/devices/pci0000:00/0000:00:14.0/usb1/1-1/1-1:1.0/ttyUSB0/tty/ttyUSB0";
 const NIC: &str = "/devices/pci0000:00/0000:00:03.0/net/eth7";
 
+/// Every device of the tree that has a subsystem.
+pub(super) const DEVICES: &[&str] = &[
+    TTY,
+    NIC,
+    "/devices/pci0000:00/0000:00:14.0/usb1/1-1",
+    "/devices/pci0000:00/0000:00:03.0",
+];
+
 fn put(root: &Path, devpath: &str, subsystem: &str, driver: &str, files: &[(&str, &str)]) {
     let dir = root.join(&devpath[1..]);
-    fs::create_dir_all(&dir).unwrap();
+    fs::create_dir_all(dir.join("power")).unwrap();
     fs::write(dir.join("uevent"), "").unwrap();
     for (name, value) in files {
         fs::write(dir.join(name), format!("{value}\n")).unwrap();
     }
-    symlink(format!("/x/{subsystem}"), dir.join("subsystem")).unwrap();
+    // As the kernel has them: relative, to folders that are there.
+    let up = "../".repeat(devpath.matches('/').count());
+    let kind = if matches!(subsystem, "tty" | "net") {
+        "class"
+    } else {
+        "bus"
+    };
+    let of = format!("{kind}/{subsystem}");
+    fs::create_dir_all(root.join(&of)).unwrap();
+    symlink(format!("{up}{of}"), dir.join("subsystem")).unwrap();
     if !driver.is_empty() {
-        symlink(format!("/x/{driver}"), dir.join("driver")).unwrap();
+        let of = format!("{of}/drivers/{driver}");
+        fs::create_dir_all(root.join(&of)).unwrap();
+        symlink(format!("{up}{of}"), dir.join("driver")).unwrap();
     }
 }
 
 pub(super) fn tree() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    let root = dir.path();
+    tree_at(dir.path(), false);
+    dir
+}
+
+/// Makes the tree; `plain` leaves out what no `uevent` file of udev's own could be compared with.
+pub(super) fn tree_at(root: &Path, plain: bool) {
+    fs::create_dir_all(root).unwrap();
     let ids = [("vendor", "0x8086"), ("device", "0x100e"), ("class", "0x020000")];
     put(
         root,
@@ -54,10 +79,8 @@ pub(super) fn tree() -> tempfile::TempDir {
         "usb",
         &adapter,
     );
-    let interface = [
-        ("bInterfaceNumber", "00"),
-        ("interface", "hostile\nvalue\u{1b}[2J"),
-    ];
+    let hostile = if plain { "a (b)" } else { "hostile\nvalue\u{1b}[2J" };
+    let interface = [("bInterfaceNumber", "00"), ("interface", hostile)];
     put(
         root,
         "/devices/pci0000:00/0000:00:14.0/usb1/1-1/1-1:1.0",
@@ -87,7 +110,6 @@ pub(super) fn tree() -> tempfile::TempDir {
         &[("address", "02:fc:00:00:00:01"), ("addr_assign_type", "0")],
     );
     fs::write(root.join(&NIC[1..]).join("uevent"), "INTERFACE=eth7\nIFINDEX=7\n").unwrap();
-    dir
 }
 
 pub(super) fn tty(root: &Path) -> Device {
@@ -325,7 +347,12 @@ fn table_of_errors() {
         ("TAG-=\"x\"", (1, 4), "`-=` assigns", "=="),
         ("KERNEL:=\"x\"", (1, 7), "`:=` assigns", "=="),
         ("RUN+=\"x\"", (1, 1), "RUN cannot be used", "workload"),
-        ("KERNEL==\"x\", SYMLINK+=\"y\"", (1, 14), "SYMLINK", "device.path"),
+        (
+            "KERNEL==\"x\", SYMLINK+=\"y\"",
+            (1, 21),
+            "`+=` assigns",
+            "SYMLINK==",
+        ),
         ("KERNEL<\"x\"", (1, 7), "expected == or !=", ""),
         ("KERNEL==x", (1, 9), "double quotes", ""),
         ("KERNEL==\"x", (1, 9), "never closed", ""),
@@ -335,8 +362,30 @@ fn table_of_errors() {
         ("ATTR{a==\"x\"", (1, 6), "without `}`", ""),
         ("KERNEL{a}==\"x\"", (1, 7), "takes no name", ""),
         ("ATTR{/etc/x}==\"x\"", (1, 6), "relative", ""),
-        ("ATTR{[net/eth0]address}==\"x\"", (1, 6), "not supported", ""),
-        ("ATTR{a$kernel}==\"x\"", (1, 6), "not supported", ""),
+        (
+            "ATTR{[net/eth0]}==\"x\"",
+            (1, 6),
+            "[subsystem/name]attribute",
+            "dmi",
+        ),
+        (
+            "ATTR{[net/../eth0]address}==\"x\"",
+            (1, 6),
+            "[subsystem/name]attribute",
+            "",
+        ),
+        ("ATTR{a$nope}==\"x\"", (1, 6), "unknown substitution", ""),
+        ("CONST{cvm}==\"x\"", (1, 7), "no constant", "arch virt"),
+        (
+            "SYSCTL{../../etc/passwd}==\"x\"",
+            (1, 8),
+            "no name below /proc/sys",
+            "",
+        ),
+        ("TEST{9}==\"x\"", (1, 1), "no mode", "octal"),
+        ("TEST==\"\"", (1, 7), "needs a path", ""),
+        ("TEST==i\"x\"", (1, 7), "not a pattern", ""),
+        ("PROGRAM==\"x\"", (1, 1), "PROGRAM cannot be used", "not run"),
         ("ACTION==\"plug\"", (1, 9), "no action \"plug\"", "add remove"),
         ("ACTION==\"ADD\"", (1, 9), "no action", ""),
         ("KERNEL==\"[a|b]\"", (1, 9), "alternatives", ""),
@@ -549,6 +598,10 @@ fn arb_match() -> impl Strategy<Value = Match> {
         Just(Key::Drivers),
         Just(Key::Tag),
         Just(Key::Tags),
+        Just(Key::Name),
+        Just(Key::Symlink),
+        Just(Key::Const("arch".to_owned())),
+        name.prop_map(Key::Sysctl),
         name.prop_map(Key::Attr),
         name.prop_map(Key::Attrs),
         name.prop_map(Key::Env)
