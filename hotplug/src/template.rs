@@ -106,6 +106,21 @@ pub enum RenderError {
         /// What is missing, e.g. `$devnode`.
         what: &'static str,
     },
+    /// What came out is not what is needed there.
+    #[error("{device}: {template} is {value:?}, which {why}")]
+    Unfit {
+        /// The device.
+        device: String,
+        /// The template.
+        template: String,
+        /// What it became, shortened and safe to print.
+        value: String,
+        /// What it must be.
+        why: &'static str,
+    },
+    /// The device cannot be known by what the rule says.
+    #[error("{0}")]
+    Identity(String),
     /// What the device says cannot be handed on.
     #[error("{device}: the value of {name} {source}: {value:?}")]
     Unsafe {
@@ -208,6 +223,22 @@ impl Template {
             parts.push(Part::Text(plain));
         }
         Ok(Template { parts })
+    }
+
+    /// Parts of the path that its fixed texts make.
+    pub(crate) fn literal_parts(&self) -> usize {
+        let slashes = |part: &Part| match part {
+            Part::Text(text) => text.matches('/').count(),
+            _ => 0,
+        };
+        1 + self.parts.iter().map(slashes).sum::<usize>()
+    }
+
+    /// A text without substitutions, as it stands.
+    pub(crate) fn literal(text: &str) -> Template {
+        Template {
+            parts: vec![Part::Text(text.to_owned())],
+        }
     }
 
     /// Is there any substitution in it?

@@ -176,6 +176,9 @@ pub struct Clause {
     pub column: u32,
     /// The clause as berth understood it.
     pub text: String,
+    /// Which of the matches that a tree combines (`any[1].all[0]`); empty where there is one only.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub of: String,
     /// Does it hold?
     pub holds: bool,
     /// The actual value, made safe to print; `None`: there is no such property, attribute, driver ….
@@ -207,9 +210,13 @@ impl fmt::Display for Explanation {
                 .actual
                 .as_ref()
                 .map_or("(none)".to_owned(), |a| format!("\"{a}\""));
+            let of = match clause.of.as_str() {
+                "" => String::new(),
+                of => format!("{of}: "),
+            };
             writeln!(
                 f,
-                "{holds}  {}  is {actual}  at {}",
+                "{holds}  {of}{}  is {actual}  at {}",
                 clause.text,
                 safe::show(&clause.found_at, 256)
             )?;
@@ -238,7 +245,7 @@ impl Match {
     }
 
     /// Evaluates every line. Without a report it stops at the first clause that fails.
-    fn evaluate(
+    pub(super) fn evaluate(
         &self,
         view: &View<'_>,
         action: Action,
@@ -310,6 +317,7 @@ impl Line {
                     line: test.line,
                     column: test.column,
                     text: safe::show(&test.to_string(), 512),
+                    of: String::new(),
                     holds,
                     actual: actual.text().map(|value| safe::show(&value, 256)),
                     found_at: link.devpath.clone(),

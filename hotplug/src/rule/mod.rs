@@ -6,21 +6,31 @@
 //! takes any text without panicking; `parse(print(m)) == m`; a clause is evaluated by one function, whether
 //! the answer is used or shown.
 
+mod checks;
+mod compiled;
 mod constants;
 mod eval;
+mod identity;
 mod never;
 mod order;
 mod outside;
 mod parse;
 mod spec;
+mod tree;
 
 use std::fmt;
 
 use thiserror::Error;
 
+pub use compiled::{Member, Offer, Rendered, Rule};
 pub use eval::{Clause, Explanation, Matched, View, explain};
+pub use identity::Identity;
 pub use order::{Chosen, Rules, Tie};
-pub use spec::{DeviceSpec, EnvSpec, InterfaceSpec, Problem, Rendered, Rule, RuleSpec, Settle};
+pub use spec::{
+    BundleSpec, DeviceSpec, EnvSpec, InterfaceSpec, MemberSpec, Need, Problem, RuleMount, RuleSpec, Settle,
+    Unplug, UnplugPolicy,
+};
+pub use tree::{MatchSpec, Tree};
 
 use crate::glob::{Glob, is_glob};
 
@@ -331,3 +341,6 @@ mod tests;
 
 #[cfg(test)]
 mod oracle;
+
+#[cfg(test)]
+mod rules_tests;

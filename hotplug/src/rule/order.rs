@@ -19,6 +19,8 @@ pub struct Rules {
     by_subsystem: HashMap<String, Vec<usize>>,
     /// All others.
     any: Vec<usize>,
+    /// Rules that look at removals.
+    removals: Vec<usize>,
 }
 
 /// The rule of a device.
@@ -54,6 +56,10 @@ impl Rules {
     pub fn new(rules: Vec<Rule>) -> Rules {
         let mut set = Rules::default();
         for (n, rule) in rules.iter().enumerate() {
+            if rule.of_removals() {
+                set.removals.push(n);
+                continue;
+            }
             match rule.matches.subsystems() {
                 Some(subsystems) => subsystems.into_iter().for_each(|s| {
                     let of = set.by_subsystem.entry(s.to_owned()).or_default();
@@ -84,9 +90,17 @@ impl Rules {
         if !self.any.is_empty() {
             return None;
         }
-        let mut names: Vec<String> = self.by_subsystem.keys().cloned().collect();
-        names.sort();
-        Some(names)
+        let mut names: std::collections::BTreeSet<String> = self.by_subsystem.keys().cloned().collect();
+        for n in &self.removals {
+            names.extend(
+                self.rules[*n]
+                    .matches
+                    .subsystems()?
+                    .into_iter()
+                    .map(str::to_owned),
+            );
+        }
+        Some(names.into_iter().collect())
     }
 
     /// The rule of the device under `view`.
@@ -94,6 +108,28 @@ impl Rules {
     /// # Errors
     /// [`Tie`] where several rules of the highest priority match.
     pub fn choose(&self, view: &View<'_>, action: Action) -> Result<Option<Chosen<'_>>, Tie> {
+        self.choose_where(view, action, |_| true)
+    }
+
+    /// The rule for the removal of the device under `view`, of those with `trigger: [remove]`.
+    ///
+    /// # Errors
+    /// [`Tie`] where several rules of the highest priority match.
+    pub fn choose_removed(&self, view: &View<'_>) -> Result<Option<Chosen<'_>>, Tie> {
+        let rules = self.removals.iter().map(|n| &self.rules[*n]);
+        pick(view, Action::Remove, rules)
+    }
+
+    /// The rule of the device under `view`, of those that `counts` says yes to.
+    ///
+    /// # Errors
+    /// [`Tie`] where several rules of the highest priority match.
+    pub fn choose_where(
+        &self,
+        view: &View<'_>,
+        action: Action,
+        counts: impl Fn(&Rule) -> bool,
+    ) -> Result<Option<Chosen<'_>>, Tie> {
         let own = self
             .by_subsystem
             .get(view.device().subsystem().unwrap_or_default());
@@ -102,37 +138,46 @@ impl Rules {
             .flatten()
             .chain(&self.any)
             .map(|n| &self.rules[*n]);
-        let mut best: Option<Chosen<'_>> = None;
-        let mut equals: Vec<&Rule> = Vec::new();
-        for rule in candidates {
-            let than = best
-                .as_ref()
-                .map(|chosen| rule.spec.priority.cmp(&chosen.rule.spec.priority));
-            if than == Some(std::cmp::Ordering::Less) {
-                continue;
-            }
-            let Some(matched) = rule.matches.matches(view, action) else {
-                continue;
-            };
-            if than == Some(std::cmp::Ordering::Equal) {
-                equals.push(rule);
-            } else {
-                equals.clear();
-                best = Some(Chosen { rule, matched });
-            }
+        pick(view, action, candidates.filter(|rule| counts(rule)))
+    }
+}
+
+/// The one that matches with the highest priority.
+fn pick<'r>(
+    view: &View<'_>,
+    action: Action,
+    candidates: impl Iterator<Item = &'r Rule>,
+) -> Result<Option<Chosen<'r>>, Tie> {
+    let mut best: Option<Chosen<'_>> = None;
+    let mut equals: Vec<&Rule> = Vec::new();
+    for rule in candidates {
+        let than = best
+            .as_ref()
+            .map(|chosen| rule.spec.priority.cmp(&chosen.rule.spec.priority));
+        if than == Some(std::cmp::Ordering::Less) {
+            continue;
         }
-        match best {
-            Some(best) if !equals.is_empty() => {
-                equals.push(best.rule);
-                let mut rules: Vec<String> = equals.iter().map(|rule| safe::show(&rule.name, 64)).collect();
-                rules.sort();
-                Err(Tie {
-                    device: view.device().to_string(),
-                    rules,
-                    priority: best.rule.spec.priority,
-                })
-            }
-            best => Ok(best),
+        let Some(matched) = rule.matches.matches(view, action) else {
+            continue;
+        };
+        if than == Some(std::cmp::Ordering::Equal) {
+            equals.push(rule);
+        } else {
+            equals.clear();
+            best = Some(Chosen { rule, matched });
         }
+    }
+    match best {
+        Some(best) if !equals.is_empty() => {
+            equals.push(best.rule);
+            let mut rules: Vec<String> = equals.iter().map(|rule| safe::show(&rule.name, 64)).collect();
+            rules.sort();
+            Err(Tie {
+                device: view.device().to_string(),
+                rules,
+                priority: best.rule.spec.priority,
+            })
+        }
+        best => Ok(best),
     }
 }

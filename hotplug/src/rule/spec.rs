@@ -1,38 +1,65 @@
-//! The `HotplugRule` document: its `spec`, validation, and the compiled rule.
+//! The `HotplugRule` document: its `spec` and its validation.
 //!
-//! Invariants: unknown keys are refused; [`RuleSpec::validate`] finds every fault in one run; a [`Rule`]
-//! exists only for a spec without faults.
+//! Invariants: unknown keys are refused; [`RuleSpec::validate`] finds every fault in one run; a
+//! [`Rule`](super::Rule) exists only for a spec without faults.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Match, Matched, View};
+use super::{Identity, MatchSpec};
+use crate::event::Action;
 use crate::safe;
-use crate::template::{RenderError, Template};
 
 /// Longest `settle`.
-const SETTLE_MAX: Duration = Duration::from_secs(600);
+pub(super) const SETTLE_MAX: Duration = Duration::from_secs(600);
+/// Longest `unplug.grace`.
+pub(super) const GRACE_MAX: Duration = Duration::from_secs(3600);
 /// Most armed containers of one rule.
-const ARMED_MAX: u32 = 64;
+pub(super) const ARMED_MAX: u32 = 64;
+/// Most devices of a bundle, and most mounts of a rule.
+pub(super) const LIST_MAX: usize = 32;
 
 /// `spec` of a `HotplugRule`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RuleSpec {
-    /// Lines of udev's match grammar; all must hold.
-    #[serde(rename = "match")]
-    pub matches: String,
-    /// Name of the workload that runs for the device.
+    /// Lines of udev's match grammar, all of which must hold, or `all:`, `any:`, `not:` of such. Not with `bundle`,
+    /// whose devices have a match each.
+    #[serde(rename = "match", default, skip_serializing_if = "Option::is_none")]
+    pub matches: Option<MatchSpec>,
+    /// Name of the workload that runs for the device. Not with `forbid`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub workload: String,
+    /// Nothing runs for the devices that match, whatever rules of lower priority say.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub forbid: bool,
+    /// What must have happened to the device; `[add]` by default: it is there. `bind`: a driver has it; `change`,
+    /// `move`, `online`, `offline`, `unbind`: that event was seen since it is there; `remove` (alone): it has gone,
+    /// and the workload runs once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trigger: Vec<Action>,
     /// The device's node goes into the container.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<DeviceSpec>,
     /// The device, a network interface, goes into the container.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<InterfaceSpec>,
+    /// Several devices make one workload.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bundle: Option<BundleSpec>,
+    /// By what a device is the same again after it was unplugged; by its place in /sys where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Identity>,
+    /// What happens to the workload when its device goes.
+    #[serde(default, skip_serializing_if = "Unplug::is_default")]
+    pub unplug: Unplug,
+    /// What follows the workload's name in the name of the container, a template; what the device is known by where
+    /// absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// Environment variables beside the workload's own; values are templates.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub env: Vec<EnvSpec>,
@@ -42,6 +69,9 @@ pub struct RuleSpec {
     /// Labels of the container; values are templates.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// Host folders and files beside the workload's own; both paths are templates.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<RuleMount>,
     /// How long nothing may happen to the device before it counts as there; 0 to 10 minutes, 0 by default.
     #[serde(default)]
     pub settle: Settle,
@@ -51,6 +81,137 @@ pub struct RuleSpec {
     /// Of several rules that match a device the highest counts; 0 by default.
     #[serde(default)]
     pub priority: i32,
+}
+
+/// Several devices that make one workload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BundleSpec {
+    /// How many of the devices must be there; all by default.
+    #[serde(default)]
+    pub need: Need,
+    /// One bundle for each value of this template (all ports of one adapter, all cards of one hub); one for the rule
+    /// where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// The devices.
+    pub devices: Vec<MemberSpec>,
+}
+
+/// One device of a bundle.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MemberSpec {
+    /// What it is called in states and messages: `[a-z0-9-]`.
+    pub name: String,
+    /// As of a rule.
+    #[serde(rename = "match")]
+    pub matches: MatchSpec,
+    /// As of a rule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<DeviceSpec>,
+    /// As of a rule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<InterfaceSpec>,
+    /// As of a rule; set where the device is there when the container is made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub env: Vec<EnvSpec>,
+}
+
+/// How many devices of a bundle must be there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "NeedText", into = "NeedText")]
+pub enum Need {
+    /// Every one.
+    #[default]
+    All,
+    /// So many, at least 1. `any` is 1.
+    Count(u32),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum NeedText {
+    Count(u32),
+    Word(String),
+}
+
+impl TryFrom<NeedText> for Need {
+    type Error = String;
+
+    fn try_from(text: NeedText) -> Result<Need, String> {
+        match text {
+            NeedText::Count(count) => Ok(Need::Count(count)),
+            NeedText::Word(word) if word == "all" => Ok(Need::All),
+            NeedText::Word(word) if word == "any" => Ok(Need::Count(1)),
+            NeedText::Word(word) => Err(format!(
+                "{:?} is neither all, any nor a number",
+                safe::show(&word, 32)
+            )),
+        }
+    }
+}
+
+impl From<Need> for NeedText {
+    fn from(need: Need) -> NeedText {
+        match need {
+            Need::All => NeedText::Word("all".to_owned()),
+            Need::Count(count) => NeedText::Count(count),
+        }
+    }
+}
+
+impl Need {
+    /// As a number, of `count` devices.
+    pub fn of(self, count: usize) -> usize {
+        match self {
+            Need::All => count,
+            Need::Count(need) => need as usize,
+        }
+    }
+}
+
+/// What happens to a workload whose device goes. Its permission is taken back at once whatever is said here.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Unplug {
+    /// What happens.
+    pub then: UnplugPolicy,
+    /// How long it runs on without its device before it is stopped; given the device again within that time, it goes
+    /// on. 0 to 1 hour, 0 by default.
+    pub grace: Settle,
+}
+
+impl Unplug {
+    fn is_default(&self) -> bool {
+        *self == Unplug::default()
+    }
+}
+
+/// See [`Unplug`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum UnplugPolicy {
+    /// It is stopped.
+    #[default]
+    Stop,
+    /// It runs on without, and is given the device when it comes back.
+    Keep,
+    /// It is given another device that matches; stopped where there is none. One workload for the whole rule.
+    HandOver,
+}
+
+/// A host folder or file for the container of a device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RuleMount {
+    /// On the host, a template: absolute, and what a device says of itself fills one part of the path at most.
+    pub source: String,
+    /// Inside, a template.
+    pub destination: String,
+    /// Whether writing is refused.
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 /// How the device's node gets into the container.
@@ -139,6 +300,13 @@ impl From<Settle> for String {
     }
 }
 
+impl Settle {
+    /// Milliseconds.
+    pub fn millis(self) -> u64 {
+        u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
 impl fmt::Display for Settle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}ms", self.0.as_millis())
@@ -159,7 +327,7 @@ pub struct Problem {
 }
 
 impl Problem {
-    fn new(path: impl Into<String>, message: impl Into<String>, hint: Option<&str>) -> Problem {
+    pub(super) fn new(path: impl Into<String>, message: impl Into<String>, hint: Option<&str>) -> Problem {
         Problem {
             path: path.into(),
             at: None,
@@ -177,237 +345,5 @@ impl fmt::Display for Problem {
         }
         write!(f, ": {}", self.message)?;
         self.hint.as_ref().map_or(Ok(()), |hint| write!(f, " ({hint})"))
-    }
-}
-
-/// A rule ready for use.
-#[derive(Debug, Clone)]
-pub struct Rule {
-    /// `metadata.name`.
-    pub name: String,
-    /// Its document.
-    pub spec: RuleSpec,
-    /// Its match.
-    pub matches: Match,
-    env: Vec<(String, Template)>,
-    args: Vec<Template>,
-    labels: Vec<(String, Template)>,
-}
-
-/// The templates of a rule, filled in for one device.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Rendered {
-    /// Environment: name, value.
-    pub env: Vec<(String, String)>,
-    /// Arguments.
-    pub args: Vec<String>,
-    /// Labels.
-    pub labels: BTreeMap<String, String>,
-}
-
-impl RuleSpec {
-    /// Every fault of the spec; empty: it is good.
-    pub fn validate(&self) -> Vec<Problem> {
-        self.compile("").err().unwrap_or_default()
-    }
-
-    /// Compiles it.
-    ///
-    /// # Errors
-    /// Every fault.
-    pub fn compile(&self, name: &str) -> Result<Rule, Vec<Problem>> {
-        let mut faults = self.check_fields();
-        let parsed = Match::parse(&self.matches).and_then(|matches| match matches.contradiction() {
-            Some(error) => Err(error),
-            None => Ok(matches),
-        });
-        let matches = parsed.map_err(|error| {
-            let at = Some((error.line, error.column));
-            faults.push(Problem {
-                path: "match".to_owned(),
-                at,
-                message: error.message,
-                hint: error.hint,
-            });
-        });
-        let mut template = |path: String, text: &str| {
-            Template::parse(text)
-                .map_err(|error| {
-                    let at = Some((1, error.column));
-                    faults.push(Problem {
-                        path,
-                        at,
-                        message: error.message,
-                        hint: error.hint,
-                    });
-                })
-                .ok()
-        };
-        let env: Vec<_> = (self.env.iter().enumerate())
-            .filter_map(|(n, e)| Some((e.name.clone(), template(format!("env[{n}].value"), &e.value)?)))
-            .collect();
-        let args: Vec<_> = self
-            .args
-            .iter()
-            .enumerate()
-            .filter_map(|(n, a)| template(format!("args[{n}]"), a))
-            .collect();
-        let labels: Vec<_> = (self.labels.iter())
-            .filter_map(|(key, value)| {
-                Some((
-                    key.clone(),
-                    template(format!("labels.{}", safe::show(key, 64)), value)?,
-                ))
-            })
-            .collect();
-        match matches {
-            Ok(matches) if faults.is_empty() => Ok(Rule {
-                name: name.to_owned(),
-                spec: self.clone(),
-                matches,
-                env,
-                args,
-                labels,
-            }),
-            _ => Err(faults),
-        }
-    }
-
-    fn check_fields(&self) -> Vec<Problem> {
-        let mut faults = Vec::new();
-        let mut fault = |path: &str, message: String, hint: &str| {
-            faults.push(Problem::new(path, message, Some(hint).filter(|h| !h.is_empty())));
-        };
-        if self.workload.is_empty() {
-            fault(
-                "workload",
-                "is empty".to_owned(),
-                "name a Workload with `run: onDevice`",
-            );
-        }
-        if self.device.is_some() && self.interface.is_some() {
-            fault(
-                "interface",
-                "a device is either a node or an interface".to_owned(),
-                "write two rules",
-            );
-        }
-        if let Some(device) = &self.device {
-            let letters: BTreeSet<char> = device.access.chars().collect();
-            if letters.is_empty()
-                || letters.len() != device.access.chars().count()
-                || letters.iter().any(|c| !"rwm".contains(*c))
-            {
-                let found = safe::show(&device.access, 16);
-                fault(
-                    "device.access",
-                    format!("{found:?} is no access"),
-                    "of r, w and m, each once",
-                );
-            }
-            if device.mode_bits().is_none() {
-                let found = safe::show(&device.mode, 16);
-                fault(
-                    "device.mode",
-                    format!("{found:?} is no mode"),
-                    "octal, \"0000\" to \"0777\", quoted",
-                );
-            }
-            if let Some(path) = &device.path
-                && !(path.starts_with("/dev/") && safe::is_plain_path(path))
-            {
-                let found = safe::show(path, 64);
-                fault(
-                    "device.path",
-                    format!("{found:?} is no path below /dev"),
-                    "e.g. /dev/port",
-                );
-            }
-        }
-        if let Some(name) = self.interface.as_ref().and_then(|i| i.name.as_ref())
-            && (!safe::is_interface_name(name) || name == "lo" || name.contains('%'))
-        {
-            let found = safe::show(name, 32);
-            fault(
-                "interface.name",
-                format!("{found:?} is no name for it"),
-                "1 to 15 characters, no / : %, not lo",
-            );
-        }
-        if self.settle.0 > SETTLE_MAX {
-            fault("settle", format!("{} is too long", self.settle), "at most 10m");
-        }
-        if self.armed > ARMED_MAX {
-            fault("armed", format!("{} is too many", self.armed), "0 to 64");
-        }
-        let mut names = BTreeSet::new();
-        for (n, env) in self.env.iter().enumerate() {
-            let path = format!("env[{n}].name");
-            let shown = safe::show(&env.name, 64);
-            let first = env
-                .name
-                .bytes()
-                .next()
-                .is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
-            if !first
-                || env.name.len() > 255
-                || !env.name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
-            {
-                fault(
-                    &path,
-                    format!("{shown:?} is no variable name"),
-                    "letters, digits and _, not a digit first",
-                );
-            } else if !names.insert(&env.name) {
-                fault(&path, format!("{shown} is there twice"), "");
-            }
-        }
-        for key in self.labels.keys() {
-            let fits = |c: char| c.is_ascii_alphanumeric() || "._-/".contains(c);
-            if key.is_empty() || key.len() > 253 || !key.chars().all(fits) {
-                let found = safe::show(key, 64);
-                fault(
-                    "labels",
-                    format!("{found:?} is no label name"),
-                    "letters, digits and . _ - /",
-                );
-            }
-        }
-        faults
-    }
-}
-
-impl Rule {
-    /// Fills in env, args and labels for a device.
-    ///
-    /// # Errors
-    /// Every template that cannot be filled in, with its place in the spec.
-    pub fn render(&self, view: &View<'_>, matched: &Matched) -> Result<Rendered, Vec<(String, RenderError)>> {
-        let mut rendered = Rendered::default();
-        let mut errors = Vec::new();
-        let mut fill = |path: String, template: &Template| {
-            template
-                .render(view, matched)
-                .map_err(|error| errors.push((path, error)))
-                .ok()
-        };
-        for (n, (name, template)) in self.env.iter().enumerate() {
-            rendered
-                .env
-                .extend(fill(format!("env[{n}].value"), template).map(|v| (name.clone(), v)));
-        }
-        for (n, template) in self.args.iter().enumerate() {
-            rendered.args.extend(fill(format!("args[{n}]"), template));
-        }
-        for (key, template) in &self.labels {
-            rendered
-                .labels
-                .extend(fill(format!("labels.{key}"), template).map(|v| (key.clone(), v)));
-        }
-        if errors.is_empty() {
-            Ok(rendered)
-        } else {
-            Err(errors)
-        }
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
+use super::rules_tests::rule;
 use super::*;
 use crate::device::Device;
 use crate::event::Action;
@@ -273,49 +274,6 @@ fn bus_class_and_subsystem_are_one() {
 }
 
 #[test]
-fn a_thousand_rules_and_a_thousand_devices() {
-    let rules = (0..1000).map(|n| match n % 3 {
-        0 => rule(
-            &format!("r{n}"),
-            &format!("SUBSYSTEM==\"tty\", KERNEL==\"ttyUSB{n}\""),
-            n,
-        ),
-        1 => rule(
-            &format!("r{n}"),
-            &format!("SUBSYSTEM==\"net\", ENV{{ID_SERIAL}}==\"S{n}\""),
-            n,
-        ),
-        _ => rule(
-            &format!("r{n}"),
-            &format!("SUBSYSTEM==\"block\", ENV{{ID_SERIAL}}==\"S{n}*\""),
-            n,
-        ),
-    });
-    let rules = Rules::new(rules.collect());
-    let devices: Vec<Device> = (0..1000)
-        .map(|n| {
-            let subsystem = ["tty", "net", "block"][n % 3];
-            let record = serde_json::json!({
-                "sysRoot": "/nonexistent",
-                "devpath": format!("/devices/{subsystem}/ttyUSB{n}"),
-                "properties": {"SUBSYSTEM": subsystem, "ID_SERIAL": format!("S{n}")},
-            });
-            serde_json::from_value(record).unwrap()
-        })
-        .collect();
-    let start = Instant::now();
-    for (n, device) in devices.iter().enumerate() {
-        let chosen = rules.choose(&View::new(device), Action::Add).unwrap().unwrap();
-        assert!(
-            chosen.rule.name == format!("r{n}") || n % 3 == 2,
-            "{n}: {}",
-            chosen.rule.name
-        );
-    }
-    println!("a million pairs in {:?}", start.elapsed());
-}
-
-#[test]
 fn what_travels_between_threads() {
     fn sent<T: Send>() {}
     sent::<crate::monitor::Monitor>();
@@ -405,157 +363,6 @@ fn table_of_errors() {
     }
     assert!(Match::parse(&format!("KERNEL==\"{}\"", "x".repeat(5000))).is_err());
     assert!(Match::parse(&"x".repeat(100_000)).is_err());
-}
-
-fn rule(name: &str, text: &str, priority: i32) -> Rule {
-    let spec = serde_json::json!({"match": text, "workload": "pump", "priority": priority});
-    serde_json::from_value::<RuleSpec>(spec)
-        .unwrap()
-        .compile(name)
-        .unwrap()
-}
-
-#[test]
-fn at_most_one_rule_for_a_device() {
-    let dir = tree();
-    let device = tty(dir.path());
-    let view = View::new(&device);
-    let (tty, any, net) = (
-        r#"SUBSYSTEM=="tty|tty""#,
-        r#"KERNEL=="tty*""#,
-        r#"SUBSYSTEM=="net""#,
-    );
-    let choose = |rules: Vec<Rule>| {
-        let rules = Rules::new(rules);
-        let chosen = rules.choose(&view, Action::Add);
-        chosen.map(|c| c.map(|c| c.rule.name.clone()))
-    };
-    assert_eq!(choose(vec![]), Ok(None));
-    assert_eq!(choose(vec![rule("net", net, 9)]), Ok(None));
-    assert_eq!(
-        choose(vec![rule("a", tty, 0), rule("net", net, 9)]),
-        Ok(Some("a".into()))
-    );
-    assert_eq!(
-        choose(vec![rule("a", tty, 0), rule("b", any, 1)]),
-        Ok(Some("b".into()))
-    );
-    assert_eq!(
-        choose(vec![rule("a", tty, 2), rule("b", any, 1)]),
-        Ok(Some("a".into()))
-    );
-    let tie = choose(vec![
-        rule("c", any, 1),
-        rule("b", any, 1),
-        rule("a", tty, 1),
-        rule("d", tty, 0),
-    ])
-    .unwrap_err();
-    assert_eq!(tie.rules, ["a", "b", "c"]);
-    assert!(tie.to_string().contains("ttyUSB0") && tie.hint().unwrap().contains("priority"));
-    // A tie below the highest is none.
-    assert_eq!(
-        choose(vec![rule("a", tty, 1), rule("b", any, 1), rule("c", tty, 2)]),
-        Ok(Some("c".into()))
-    );
-    let rules = Rules::new(vec![rule("a", tty, 0), rule("n", net, 0)]);
-    assert_eq!(rules.subsystems(), Some(vec!["net".into(), "tty".into()]));
-    assert_eq!(Rules::new(vec![rule("a", any, 0)]).subsystems(), None);
-}
-
-#[test]
-fn a_document_and_its_faults() {
-    let good = serde_json::json!({
-        "match": "SUBSYSTEM==\"tty\", ATTRS{idVendor}==\"0403\"\n",
-        "workload": "pump",
-        "device": {"access": "rw", "path": "/dev/port", "mode": "0660"},
-        "env": [{"name": "SERIAL", "value": "$env{ID_SERIAL}"}],
-        "args": ["--device", "/dev/port", "--id=$id"],
-        "labels": {"device": "$kernel"},
-        "settle": "200ms", "armed": 1
-    });
-    let spec: RuleSpec = serde_json::from_value(good.clone()).unwrap();
-    assert_eq!(
-        (spec.validate(), spec.settle.0),
-        (vec![], Duration::from_millis(200))
-    );
-    let again: RuleSpec = serde_json::from_value(serde_json::to_value(&spec).unwrap()).unwrap();
-    assert_eq!(again, spec);
-
-    let dir = tree();
-    let device = tty(dir.path());
-    let view = View::new(&device);
-    let rules = Rules::new(vec![spec.compile("serial").unwrap()]);
-    let chosen = rules.choose(&view, Action::Add).unwrap().unwrap();
-    let rendered = chosen.rule.render(&view, &chosen.matched).unwrap();
-    assert_eq!(rendered.env, [("SERIAL".to_owned(), "FTDI_A1".to_owned())]);
-    assert_eq!(rendered.args, ["--device", "/dev/port", "--id=1-1"]);
-    assert_eq!(rendered.labels["device"], "ttyUSB0");
-
-    for (key, value, path) in [
-        ("match", serde_json::json!("KERNL==\"x\""), "match"),
-        ("workload", serde_json::json!(""), "workload"),
-        ("interface", serde_json::json!({"name": "eth0"}), "interface"),
-        ("device", serde_json::json!({"access": "rx"}), "device.access"),
-        ("device", serde_json::json!({"access": "rr"}), "device.access"),
-        ("device", serde_json::json!({"mode": "u+rw"}), "device.mode"),
-        ("device", serde_json::json!({"mode": "4755"}), "device.mode"),
-        (
-            "device",
-            serde_json::json!({"path": "/dev/../etc/x"}),
-            "device.path",
-        ),
-        ("device", serde_json::json!({"path": "/etc/x"}), "device.path"),
-        (
-            "env",
-            serde_json::json!([{"name": "1A", "value": ""}]),
-            "env[0].name",
-        ),
-        (
-            "env",
-            serde_json::json!([{"name": "A", "value": ""}, {"name": "A", "value": ""}]),
-            "env[1].name",
-        ),
-        (
-            "env",
-            serde_json::json!([{"name": "A", "value": "$nope"}]),
-            "env[0].value",
-        ),
-        ("args", serde_json::json!(["a", "$env{"]), "args[1]"),
-        ("labels", serde_json::json!({"a": "%q"}), "labels.a"),
-        ("labels", serde_json::json!({"a b": "x"}), "labels"),
-        ("settle", serde_json::json!("11m"), "settle"),
-        ("armed", serde_json::json!(65), "armed"),
-    ] {
-        let mut bad = good.clone();
-        bad[key] = value.clone();
-        let spec: RuleSpec = serde_json::from_value(bad).unwrap();
-        let faults = spec.validate();
-        assert_eq!(
-            faults.iter().map(|f| f.path.as_str()).collect::<Vec<_>>(),
-            [path],
-            "{key}: {value}"
-        );
-    }
-    for (key, value) in [("nope", "x"), ("settle", "fast"), ("settle", "5")] {
-        let mut bad = good.clone();
-        bad[key] = value.into();
-        assert!(serde_json::from_value::<RuleSpec>(bad).is_err(), "{key}: {value}");
-    }
-    let spec: RuleSpec = serde_json::from_value(serde_json::json!({
-        "match": "A==\"x\"", "workload": "", "args": ["$x", "$y"]
-    }))
-    .unwrap();
-    assert_eq!(spec.validate().len(), 4, "every fault in one run");
-    let name = |name: &str| {
-        let spec =
-            serde_json::json!({"match": "KERNEL==\"e\"", "workload": "w", "interface": {"name": name}});
-        serde_json::from_value::<RuleSpec>(spec).unwrap().validate().len()
-    };
-    assert_eq!(
-        ["eth0", "lo", "a/b", "eth%d", "", "sixteen-letters0"].map(name),
-        [0, 1, 1, 1, 1, 1]
-    );
 }
 
 #[test]
