@@ -12,6 +12,7 @@ mod drift;
 mod escape;
 mod journey;
 mod oci;
+mod plug;
 mod preloaded;
 mod refusals;
 mod sabotage;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
             sabotage::tests,
             escape::tests,
             journey::tests,
+            plug::tests,
             commands::tests,
             drift::tests,
             refusals::tests,

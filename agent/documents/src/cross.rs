@@ -105,7 +105,7 @@ pub(crate) fn problems(set: &Set, faulty: &Faulty) -> Vec<Cross> {
     }
     let workloads: Vec<&str> = names(set, faulty, Kind::Workload).collect();
     let mut used = BTreeSet::new();
-    for (name, rule) in &set.rules {
+    for (name, rule) in set.rules.iter().filter(|(_, rule)| !rule.spec.forbid) {
         let wanted = workload_of(&rule.spec);
         used.insert(wanted);
         match set.workloads.get(wanted) {
@@ -146,7 +146,7 @@ fn rule_fits(name: &str, rule: &RuleSpec, wanted: &str, workload: &WorkloadSpec,
             .hint("set spec.run of the workload to onDevice, or write a workload of its own for the rule");
         push(problem, "spec.run");
     }
-    if rule.interface.is_some() && !workload.takes_interfaces() {
+    if rule.moves_interface() && !workload.takes_interfaces() {
         let problem = Problem::new(
             "spec.interface",
             format!("workload `{wanted}` has `network: host`"),

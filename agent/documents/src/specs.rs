@@ -84,38 +84,12 @@ impl Spec for NodeSpec {
 
 impl Spec for RuleSpec {
     fn problems(&self, _: Option<&Topology>) -> Vec<Problem> {
-        let mut problems: Vec<Problem> = self
-            .validate()
-            .into_iter()
-            .map(|found| {
-                let mut problem = Problem::new(format!("spec.{}", found.path), found.message);
-                problem.hint = found.hint;
-                problem.inside = found.at;
-                problem
-            })
-            .collect();
-        // Only these three are made for each device; the rest is fixed before it comes, armed or not.
-        let device = self.device.as_ref().and_then(|device| device.path.as_deref());
-        let interface = self
-            .interface
-            .as_ref()
-            .and_then(|interface| interface.name.as_deref());
-        for (path, text) in [("spec.device.path", device), ("spec.interface.name", interface)] {
-            if text.is_some_and(|text| text.contains(['$', '%'])) {
-                problems.retain(|problem| problem.path != path);
-                problems.push(
-                    Problem::new(
-                        path,
-                        format!(
-                            "a template: `{}`",
-                            crate::document::shown(text.unwrap_or_default())
-                        ),
-                    )
-                    .expected("fixed text")
-                    .hint("templates may stand in env, args and labels only"),
-                );
-            }
-        }
-        problems
+        let found = self.validate().into_iter().map(|found| {
+            let mut problem = Problem::new(format!("spec.{}", found.path), found.message);
+            problem.hint = found.hint;
+            problem.inside = found.at;
+            problem
+        });
+        found.collect()
     }
 }

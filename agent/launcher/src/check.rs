@@ -284,6 +284,14 @@ pub fn devices(devices: &[DeviceGrant]) -> Result<(), Refusal> {
         if device.uid == u32::MAX || device.gid == u32::MAX {
             return Err(refuse(format!("{}: {} is no owner", device.path, u32::MAX)));
         }
+        limit("device links", device.links.len())?;
+        for link in &device.links {
+            let path = Path::new("/dev").join(link);
+            inside("device link", &path)?;
+            if link.is_empty() || link.starts_with('/') || OWN.iter().any(|own| path.starts_with(own)) {
+                return Err(refuse(format!("device link {link:?}: a path below /dev")));
+            }
+        }
         if devices[..n].iter().any(|d| d.path == device.path) {
             return Err(refuse(format!("device path {} is given twice", device.path)));
         }

@@ -163,6 +163,9 @@ pub struct DeviceGrant {
     pub uid: u32,
     /// Group inside.
     pub gid: u32,
+    /// Links to it, each a path below /dev; one whose name is taken inside is left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub links: Vec<String>,
 }
 
 /// One network interface.
@@ -238,6 +241,24 @@ pub enum Command {
         /// Notes added.
         #[serde(default)]
         notes: BTreeMap<String, String>,
+    },
+    /// Give a running container devices; all of them or none. [`Reply::Done`]. Only where [`Status::takes`] or
+    /// [`Event::Created`] says so: monitors that do not know it end the connection.
+    Inject {
+        /// Nodes and permissions.
+        #[serde(default)]
+        devices: Vec<DeviceGrant>,
+        /// Interfaces moved in.
+        #[serde(default)]
+        interfaces: Vec<InterfaceGrant>,
+        /// Notes replaced.
+        #[serde(default)]
+        notes: BTreeMap<String, String>,
+    },
+    /// Take devices back: the permission first, then the node. [`Reply::Done`]; what it does not have is none.
+    Eject {
+        /// As they were granted; what counts is the device number and the path.
+        devices: Vec<DeviceGrant>,
     },
     /// Stop signal, grace, SIGKILL. Answered by [`Event::Exited`] in time.
     Stop,
@@ -319,6 +340,9 @@ pub enum Event {
         start_time: u64,
         /// The pre-proof of an armed container.
         proof: Option<Proof>,
+        /// It knows [`Command::Inject`] and [`Command::Eject`].
+        #[serde(default)]
+        takes: bool,
     },
     /// Proof at the exec stop held, and the first instruction runs.
     Started {
@@ -427,4 +451,7 @@ pub struct Status {
     pub dropped_bytes: u64,
     /// Microseconds of each step of the launch.
     pub timing: Vec<(String, u64)>,
+    /// The monitor knows [`Command::Inject`] and [`Command::Eject`].
+    #[serde(default)]
+    pub takes: bool,
 }

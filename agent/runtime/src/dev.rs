@@ -219,6 +219,35 @@ pub(crate) fn inject(root: BorrowedFd<'_>, node: &Node, users: Option<&Users>) -
     make(root, dev.as_fd(), node, users)
 }
 
+/// A link to a node, in a running container's /dev. What is there already stays as it is.
+pub(crate) fn link(root: BorrowedFd<'_>, path: &Path, node: &Path) -> Result<(), Failure> {
+    let step = "make device link";
+    let folder = path.parent().unwrap_or(Path::new("/dev"));
+    let Some(name) = path.file_name() else {
+        return Err(Failure::refused(step, path, "the path names no file"));
+    };
+    let directory = make_path(root, folder, true)?;
+    match symlinkat(node, &directory, name) {
+        Ok(()) | Err(Errno::EEXIST) => Ok(()),
+        Err(errno) => Err(Failure::new(step, path, errno)),
+    }
+}
+
+/// Take a link away, if it still leads to that node.
+pub(crate) fn unlink(root: BorrowedFd<'_>, path: &Path, node: &Path) {
+    let folder = path.parent().unwrap_or(Path::new("/dev"));
+    let (Some(name), Ok(directory)) = (
+        path.file_name(),
+        open_below(root, folder, libc::O_PATH | libc::O_DIRECTORY, Resolve::NoLinks),
+    ) else {
+        return;
+    };
+    if nix::fcntl::readlinkat(&directory, name).is_ok_and(|target| Path::new(&target) == node) {
+        // It may have gone meanwhile, which is what is wanted.
+        let _ = nix::unistd::unlinkat(&directory, name, nix::unistd::UnlinkatFlags::NoRemoveDir);
+    }
+}
+
 /// Take it away again, if it is that device and not something the container has put there.
 pub(crate) fn eject(root: BorrowedFd<'_>, node: &Node) -> Result<bool, Failure> {
     let parent = node.path.parent().unwrap_or(Path::new("/dev"));

@@ -9,7 +9,7 @@ use berth_documents::{Set, check};
 use berth_hotplug::device::{Action, Device, SYS_ROOT};
 use berth_hotplug::enumerate::{Filter, enumerate_from};
 use berth_hotplug::monitor::{Monitor, MonitorError, RECEIVE_BUFFER, Source};
-use berth_hotplug::rule::{Clause, Rule, Rules, View, explain};
+use berth_hotplug::rule::{Clause, Rule, Rules, View};
 use berth_hotplug::safe;
 use clap::{Args, Subcommand};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -150,6 +150,7 @@ fn load(paths: &[PathBuf]) -> anyhow::Result<Set> {
 /// Name of the rule that a device belongs to, or what is wrong with that.
 fn chosen(rules: &Rules, device: &Device, action: Action) -> Option<(String, Option<String>)> {
     match rules.choose(&View::new(device), action) {
+        Ok(Some(c)) if c.rule.spec.forbid => Some((format!("{} (forbids)", c.rule.name), None)),
         Ok(chosen) => chosen.map(|c| (c.rule.name.clone(), Some(c.rule.spec.workload.clone()))),
         Err(tie) => Some((format!("tie: {}", tie.rules.join(", ")), None)),
     }
@@ -220,7 +221,7 @@ fn explain_device(folders: &Folders, args: &ExplainArgs) -> Outcome {
     let all: Vec<Explained> = rules
         .iter()
         .map(|rule| {
-            let explained = explain(&rule.matches, &device, args.action);
+            let explained = rule.matches.explain(&device, args.action);
             Explained {
                 rule: rule.name.clone(),
                 holds: explained.holds,
@@ -250,8 +251,12 @@ fn explain_device(folders: &Folders, args: &ExplainArgs) -> Outcome {
                 .as_ref()
                 .map_or_else(|| "(none)".to_owned(), |a| format!("\"{a}\""));
             let holds = if clause.holds { "yes" } else { "no " };
+            let of = match clause.of.as_str() {
+                "" => String::new(),
+                of => format!("{of}: "),
+            };
             println!(
-                "  {holds}  {}  is {actual}  at {}",
+                "  {holds}  {of}{}  is {actual}  at {}",
                 clause.text,
                 safe::show(&clause.found_at, 256)
             );
@@ -259,6 +264,7 @@ fn explain_device(folders: &Folders, args: &ExplainArgs) -> Outcome {
     }
     match chosen(&Rules::new(rules), &device, args.action) {
         Some((rule, Some(workload))) => println!("rule {rule} counts: workload {workload}"),
+        Some((rule, None)) if rule.ends_with("(forbids)") => println!("rule {rule}: nothing is launched"),
         Some((tie, None)) => println!("{tie}: nothing is launched; give one of them a higher priority"),
         None if all.is_empty() => println!("there are no rules"),
         None if any => println!("no rule counts"),

@@ -9,9 +9,9 @@ use berth_rt::placement::Placement;
 
 use super::State;
 use super::desired::Workload;
-use super::device::{Facts, Present};
+use super::device::Facts;
 use super::event::{Effect, NoticeKind, Report};
-use super::instance::{Instance, Phase, Slot};
+use super::instance::{Given, Instance, Phase, Slot};
 use super::launch::notes;
 
 /// The slot a container was launched for; [`Slot::Adopted`] where its notes do not say.
@@ -58,31 +58,39 @@ impl State {
             Wire::Exited | Wire::Failed => Phase::Running,
         };
         instance.told = status.phase == Wire::Stopping;
-        let facts: Option<Arc<Facts>> = note(notes::DEVICE)
-            .and_then(|text| serde_json::from_str(text).ok())
-            .map(Arc::new);
-        if let Some(facts) = facts {
-            if !request.interfaces.is_empty() {
-                // Not to be seen on the host: present because the container has it.
-                instance.holds = Some(facts.key.clone());
-                out.push(Effect::Hold {
-                    device: facts.clone(),
-                    owner: id.clone(),
-                });
-                let rule = slot.rule().unwrap_or_default().to_owned();
-                let matches = vec![super::device::RuleMatch {
-                    rule,
-                    ..Default::default()
-                }];
-                let present = Present {
-                    facts: facts.clone(),
-                    matches,
-                    heard: 0,
-                };
-                self.devices.entry(facts.key.clone()).or_insert(present);
+        instance.takes = status.takes;
+        instance.given = given_of(&status);
+        let rule = slot.rule().unwrap_or_default().to_owned();
+        for given in instance.given.iter().filter(|given| !given.interfaces.is_empty()) {
+            // Not to be seen on the host: present because the container has it.
+            let facts = given.facts.clone();
+            instance.holds.push(facts.key.clone());
+            out.push(Effect::Hold {
+                device: facts.clone(),
+                owner: id.clone(),
+            });
+            if self.devices.contains_key(&facts.key) {
+                continue;
             }
-            instance.device = Some(facts);
+            let key = match &slot {
+                Slot::Device { key, .. } if *key != facts.key => key.clone(),
+                _ => String::new(),
+            };
+            let matched = super::device::RuleMatch {
+                rule: rule.clone(),
+                slot: key,
+                offers: vec![berth_hotplug::rule::Offer {
+                    member: given.member,
+                    ..Default::default()
+                }],
+                ..Default::default()
+            };
+            let now = std::mem::replace(&mut self.now, 0);
+            self.put_device(facts, vec![matched]);
+            self.now = now;
         }
+        let facts: Option<Facts> = note(notes::DEVICE).and_then(|text| serde_json::from_str(text).ok());
+        instance.device = facts.map(Arc::new);
         let text = format!("{} since {}", instance.phase.as_str(), status.created_at);
         out.push(Effect::note(NoticeKind::Adopted, &instance.name, text));
         self.slots.insert(slot.clone(), id.clone());
@@ -110,6 +118,32 @@ impl State {
             None => Workload::bare(&request.workload, &request.image),
         })
     }
+}
+
+/// The devices it has: those of its notes, each with what the monitor says was granted of it.
+fn given_of(status: &Status) -> Vec<Given> {
+    let request = &status.request;
+    let note = |key: &str| request.notes.get(key).map(String::as_str);
+    let many: Option<Vec<(usize, Facts)>> =
+        note(notes::DEVICES).and_then(|text| serde_json::from_str(text).ok());
+    let one = || {
+        let facts: Option<Facts> = note(notes::DEVICE).and_then(|text| serde_json::from_str(text).ok());
+        facts.map(|facts| (0, facts)).into_iter().collect()
+    };
+    let given = many.unwrap_or_else(one).into_iter().map(|(member, facts)| Given {
+        member,
+        devices: (request.devices.iter())
+            .filter(|d| facts.devnum == Some((d.block, d.major, d.minor)))
+            .cloned()
+            .collect(),
+        interfaces: (request.interfaces.iter())
+            .filter(|i| facts.ifindex == Some(i.index))
+            .cloned()
+            .collect(),
+        facts: Arc::new(facts),
+        taken: false,
+    });
+    given.collect()
 }
 
 /// What it has of cores and budget.

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use berth_documents::{Document, RuleSpec, Set, WorkloadSpec};
+use berth_hotplug::rule::{DeviceSpec, InterfaceSpec, Unplug, UnplugPolicy};
 use sha2::{Digest, Sha256};
 
 /// Every workload and rule.
@@ -38,10 +39,20 @@ pub(crate) struct Rule {
     pub name: String,
     /// The workload that runs for each device.
     pub workload: String,
-    /// Where the device node goes.
-    pub node: Option<NodeInto>,
-    /// New name of the network interface inside; `Some(None)` keeps the one it has.
-    pub interface: Option<Option<String>>,
+    /// Its devices: one, or those of a bundle.
+    pub members: Vec<Member>,
+    /// How many of them must be there.
+    pub need: usize,
+    /// Several devices make one container.
+    pub bundle: bool,
+    /// Devices are given to and taken from a running container; else it is made anew.
+    pub hot: bool,
+    /// What happens when a device goes.
+    pub unplug: UnplugPolicy,
+    /// Milliseconds that a container runs on without its devices.
+    pub grace: u64,
+    /// Its devices are known by more than their place in /sys.
+    pub identity: bool,
     /// Milliseconds without an event of the device before it is taken as ready.
     pub settle: u64,
     /// Armed containers kept ready.
@@ -50,6 +61,34 @@ pub(crate) struct Rule {
     pub digest: String,
     /// The document as canonical JSON.
     pub document: String,
+}
+
+/// One device of a rule.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Member {
+    /// Its name in a bundle.
+    pub name: String,
+    /// Where the device node goes.
+    pub node: Option<NodeInto>,
+    /// It is moved in as a network interface; `Some(None)` keeps the name it has.
+    pub interface: Option<Option<String>>,
+}
+
+impl Member {
+    fn of(name: &str, device: Option<&DeviceSpec>, interface: Option<&InterfaceSpec>) -> Member {
+        Member {
+            name: name.to_owned(),
+            node: device.map(|device| NodeInto {
+                access: device.access.clone(),
+                path: device.path.clone(),
+                mode: device.mode_bits().unwrap_or(0o600),
+                uid: device.uid,
+                gid: device.gid,
+                links: device.links,
+            }),
+            interface: interface.map(|interface| interface.name.clone()),
+        }
+    }
 }
 
 /// A device node inside the container.
@@ -65,6 +104,8 @@ pub(crate) struct NodeInto {
     pub uid: u32,
     /// Group inside.
     pub gid: u32,
+    /// udev's links to it too.
+    pub links: bool,
 }
 
 impl fmt::Display for Desired {
@@ -127,20 +168,30 @@ impl Rule {
             settle: Default::default(),
             armed: 0,
             priority: 0,
+            trigger: Vec::new(),
             ..spec.clone()
+        };
+        let members: Vec<Member> = match &spec.bundle {
+            Some(bundle) => (bundle.devices.iter())
+                .map(|m| Member::of(&m.name, m.device.as_ref(), m.interface.as_ref()))
+                .collect(),
+            None => vec![Member::of("", spec.device.as_ref(), spec.interface.as_ref())],
         };
         Rule {
             name: document.name().to_owned(),
             workload: spec.workload.to_string(),
-            node: spec.device.as_ref().map(|device| NodeInto {
-                access: device.access.clone(),
-                path: device.path.clone(),
-                mode: device.mode_bits().unwrap_or(0o600),
-                uid: 0,
-                gid: 0,
-            }),
-            interface: spec.interface.as_ref().map(|interface| interface.name.clone()),
-            settle: u64::try_from(spec.settle.0.as_millis()).unwrap_or(u64::MAX),
+            need: spec.bundle.as_ref().map_or(1, |b| b.need.of(members.len())),
+            bundle: spec.bundle.is_some(),
+            hot: spec.unplug != Unplug::default()
+                || spec
+                    .bundle
+                    .as_ref()
+                    .is_some_and(|b| b.need.of(members.len()) < members.len()),
+            unplug: spec.unplug.then,
+            grace: spec.unplug.grace.millis(),
+            identity: spec.identity.is_some(),
+            members,
+            settle: spec.settle.millis(),
             armed: spec.armed,
             digest: digest(&[&json(&relevant)]),
             document: json(document),
@@ -149,6 +200,28 @@ impl Rule {
 }
 
 impl Workload {
+    /// The workload as it runs once for a device that has gone, under a name of its own.
+    pub(crate) fn once(&self, name: &str, matched: &super::device::RuleMatch, now: u64) -> Workload {
+        let mut once = self.clone();
+        once.name = name.to_owned();
+        once.labels.extend(matched.labels.clone());
+        once.spec.restart.policy = berth_documents::RestartPolicy::Never;
+        let env = matched.env.iter().map(|(name, value)| berth_documents::EnvVar {
+            name: name.clone(),
+            value: value.clone(),
+        });
+        once.spec.env.extend(env);
+        if !matched.args.is_empty() {
+            once.spec
+                .args
+                .get_or_insert_default()
+                .extend(matched.args.clone());
+        }
+        // Each removal is a run of its own.
+        once.digest = format!("{}@{now}", self.digest);
+        once
+    }
+
     /// Of a container about which nothing else is known.
     pub(crate) fn bare(name: &str, image: &str) -> Workload {
         let spec: Option<WorkloadSpec> = serde_json::from_value(serde_json::json!({ "image": image })).ok();

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use berth_hotplug::rule::Offer;
 use serde::{Deserialize, Serialize};
+
+use super::instance::Slot;
 
 /// What is known of one device. Travels in a container's notes, so that a restarted agent has it again for an
 /// interface that is no longer to be seen on the host.
@@ -29,6 +32,9 @@ pub(crate) struct Facts {
     /// Its index there.
     #[serde(default)]
     pub ifindex: Option<u32>,
+    /// udev's links to its node, below /dev.
+    #[serde(default)]
+    pub links: Vec<String>,
     /// Memory node it hangs on.
     #[serde(default)]
     pub node: Option<u32>,
@@ -51,6 +57,14 @@ pub(crate) struct RuleMatch {
     pub args: Vec<String>,
     /// Labels added.
     pub labels: BTreeMap<String, String>,
+    /// Host paths added: source, destination, read-only.
+    pub mounts: Vec<(String, String, bool)>,
+    /// Which of the rule's containers it is for; the device's own where empty.
+    pub slot: String,
+    /// What follows the workload's name in the container's; the device's name where absent.
+    pub label: Option<String>,
+    /// What of the rule it can be; the only device where empty.
+    pub offers: Vec<Offer>,
     /// A template that could not be filled in: the match cannot be launched, and this says why.
     pub fault: Option<String>,
 }
@@ -69,5 +83,27 @@ pub(crate) struct Present {
 impl Present {
     pub(crate) fn matched(&self, rule: &str) -> Option<&RuleMatch> {
         self.matches.iter().find(|m| m.rule == rule)
+    }
+
+    /// The slots it belongs to.
+    pub(crate) fn slots(&self) -> impl Iterator<Item = Slot> {
+        self.matches
+            .iter()
+            .map(|m| Slot::device(&m.rule, m.slot_key(&self.facts.key)))
+    }
+}
+
+impl RuleMatch {
+    /// The key of its slot, for the device `key`.
+    pub(crate) fn slot_key<'k>(&'k self, key: &'k str) -> &'k str {
+        if self.slot.is_empty() { key } else { &self.slot }
+    }
+
+    /// What it can be of the rule.
+    pub(crate) fn offers(&self) -> Vec<Offer> {
+        if self.offers.is_empty() {
+            return vec![Offer::default()];
+        }
+        self.offers.clone()
     }
 }

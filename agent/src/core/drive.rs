@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use berth_documents::Run;
+use berth_hotplug::rule::UnplugPolicy;
 
+use super::bundle::{self, Used};
 use super::desired::{Rule, Workload};
 use super::device::{Facts, Present, RuleMatch};
 use super::event::{Effect, NoticeKind};
@@ -19,6 +21,10 @@ pub(super) struct Want {
     pub rule: Option<Arc<Rule>>,
     pub device: Option<Arc<Facts>>,
     pub matched: Option<RuleMatch>,
+    /// The devices in their places; none for a container that runs on without.
+    pub used: Vec<Used>,
+    /// Too few devices of a bundle: which.
+    pub partial: Option<String>,
     /// See [`Instance::made_of`].
     pub made_of: String,
     /// Milliseconds before which it does not start (settle).
@@ -26,9 +32,8 @@ pub(super) struct Want {
 }
 
 /// See [`Instance::made_of`].
-pub(super) fn made_of(workload: &Workload, rule: Option<&Rule>, device: Option<&Facts>) -> String {
+pub(super) fn made_of(workload: &Workload, rule: Option<&Rule>, device: &str) -> String {
     let rule = rule.map_or("", |r| r.digest.as_str());
-    let device = device.map_or("", |d| d.incarnation.as_str());
     format!("{}+{rule}+{device}", workload.digest)
 }
 
@@ -47,7 +52,9 @@ impl State {
             rule: None,
             device: None,
             matched: None,
-            made_of: made_of(workload, None, None),
+            used: Vec::new(),
+            partial: None,
+            made_of: made_of(workload, None, ""),
             ready_at: 0,
         };
         match slot {
@@ -67,21 +74,10 @@ impl State {
                     ..plain(&instance.workload)
                 })
             }
-            Slot::Device { rule, key } => {
-                let present = self.devices.get(key)?;
-                let matched = present.matched(rule)?.clone();
+            Slot::Device { rule, .. } => {
                 let rule = self.desired.rules.get(rule)?;
                 let workload = self.desired.workloads.get(&rule.workload)?;
-                let name = names::of_device(&workload.name, &present.facts.sysname);
-                Some(Want {
-                    rest: by_hand || by_name(&workload.name) || by_name(&name),
-                    made_of: made_of(workload, Some(rule), Some(&present.facts)),
-                    rule: Some(rule.clone()),
-                    device: Some(present.facts.clone()),
-                    matched: Some(matched),
-                    ready_at: ready_at(present, rule),
-                    ..plain(workload)
-                })
+                self.want_devices(slot, rule, plain(workload))
             }
             Slot::Pool { rule, n } => {
                 let rule = self.desired.rules.get(rule).filter(|r| r.armed > *n)?;
@@ -91,7 +87,7 @@ impl State {
                     .get(&rule.workload)
                     .filter(|w| !by_name(&w.name))?;
                 Some(Want {
-                    made_of: made_of(workload, Some(rule), None),
+                    made_of: made_of(workload, Some(rule), ""),
                     rule: Some(rule.clone()),
                     ..plain(workload)
                 })
@@ -99,8 +95,69 @@ impl State {
         }
     }
 
+    fn want_devices(&self, slot: &Slot, rule: &Arc<Rule>, base: Want) -> Option<Want> {
+        let keys = self.members.get(slot);
+        let present: Vec<(&Present, &RuleMatch)> = (keys.into_iter().flatten())
+            .filter_map(|key| {
+                let present = self.devices.get(key)?;
+                Some((present, present.matched(&rule.name)?))
+            })
+            .collect();
+        let instance = self.slots.get(slot).and_then(|id| self.instances.get(id));
+        let given = instance.map_or(&[][..], |i| &i.given);
+        let used = bundle::assign(rule, &present, given);
+        let live = instance.filter(|i| i.phase.is_live());
+        // It runs on for a while, or for ever.
+        let stays = live.filter(|i| {
+            let within = || {
+                i.lost_at
+                    .is_some_and(|at| self.now < at.saturating_add(rule.grace))
+            };
+            rule.unplug == UnplugPolicy::Keep || rule.grace > 0 && within()
+        });
+        let Some(first) = used.first() else {
+            let instance = stays?;
+            return Some(Want {
+                rule: Some(rule.clone()),
+                device: instance.device.clone(),
+                made_of: made_of(&base.workload, Some(rule), ""),
+                ..base
+            });
+        };
+        let of = |one: &Used| present.iter().find(|(p, _)| p.facts.key == one.facts.key);
+        let mut matched = of(first).map(|(_, m)| (*m).clone()).unwrap_or_default();
+        matched
+            .env
+            .extend(used.iter().flat_map(|one| one.offer.env.clone()));
+        let faults = used.iter().filter_map(|one| of(one)?.1.fault.clone());
+        matched.fault = faults.reduce(|all, one| format!("{all}; {one}"));
+        let ready_at = used
+            .iter()
+            .filter_map(|one| Some(ready_at(of(one)?.0, rule)))
+            .max();
+        let incarnations: Vec<&str> = used.iter().map(|one| one.facts.incarnation.as_str()).collect();
+        let incarnations = if rule.hot {
+            String::new()
+        } else {
+            incarnations.join(",")
+        };
+        let name = instance_name(&base.workload, &first.facts, &matched);
+        Some(Want {
+            rest: base.rest || self.stopped.contains(&name),
+            made_of: made_of(&base.workload, Some(rule), &incarnations),
+            rule: Some(rule.clone()),
+            device: Some(first.facts.clone()),
+            partial: bundle::partial(rule, &used).filter(|_| stays.is_none()),
+            matched: Some(matched),
+            ready_at: ready_at.unwrap_or(0),
+            used,
+            ..base
+        })
+    }
+
     /// Brings one slot a step nearer to what it wants.
     pub(super) fn drive(&mut self, slot: &Slot, out: &mut Vec<Effect>) {
+        self.take_back(slot, out);
         let want = self.want(slot);
         match (self.slots.get(slot).cloned(), want) {
             (None, None) => {}
@@ -113,7 +170,9 @@ impl State {
     /// A new instance.
     fn enter(&mut self, slot: &Slot, want: Want, out: &mut Vec<Effect>) {
         let wanted = match (slot, &want.device) {
-            (Slot::Device { .. }, Some(device)) => names::of_device(&want.workload.name, &device.sysname),
+            (Slot::Device { .. }, Some(device)) => {
+                instance_name(&want.workload, device, &want.matched.clone().unwrap_or_default())
+            }
             (Slot::Pool { n, .. }, _) => names::of_device(&want.workload.name, &format!("armed-{n}")),
             _ => names::plain(&want.workload.name),
         };
@@ -171,13 +230,25 @@ impl State {
         }
         match instance.phase.clone() {
             phase if phase.is_live() => {
-                if want.rest || changed {
+                if want.rest || changed || want.partial.is_some() {
                     self.tell_stop(id, out);
+                } else {
+                    self.reconcile(id, &want, out);
+                    self.wake_for_grace(id, &want);
                 }
             }
             Phase::Stopping | Phase::Releasing | Phase::Sweeping { .. } => self.try_again(id, out),
             _ if want.rest => {
                 instance.phase = Phase::Stopped;
+                self.give_back(id);
+            }
+            _ if want.partial.is_some() => {
+                let why = want.partial.unwrap_or_default();
+                let phase = Phase::Partial { why: why.clone() };
+                if instance.phase != phase {
+                    out.push(Effect::note(NoticeKind::Partial, &instance.name, why));
+                    instance.phase = phase;
+                }
                 self.give_back(id);
             }
             Phase::Backoff { until, .. } if until > now && !changed => {
@@ -212,8 +283,8 @@ impl State {
             self.wake(want.ready_at, slot);
             return;
         }
-        let grants = match launch::Grants::of(&want) {
-            Ok(grants) => grants,
+        let given = match launch::grants(&want) {
+            Ok(given) => given,
             Err(refusal) => {
                 out.push(Effect::note(
                     NoticeKind::LaunchFailed,
@@ -227,7 +298,7 @@ impl State {
             }
         };
         if let Some(armed) = self.armed_for(&slot, &want) {
-            self.hand_over(id, &armed, &want, grants, out);
+            self.hand_over(id, &armed, &want, given, out);
             return;
         }
         if freed && matches!(slot, Slot::Pool { .. }) {
@@ -250,12 +321,13 @@ impl State {
             return;
         };
         instance.begin_life(now);
-        let request = launch::request(instance, &want, &place, &grants, &self.node);
+        instance.given = given;
+        let request = launch::request(instance, &want, &place, &self.node);
         instance.place = Some(place);
-        if let (Some(device), false) = (&want.device, grants.interfaces.is_empty()) {
-            instance.holds = Some(device.key.clone());
+        for given in instance.given.iter().filter(|given| !given.interfaces.is_empty()) {
+            instance.holds.push(given.facts.key.clone());
             out.push(Effect::Hold {
-                device: device.clone(),
+                device: given.facts.clone(),
                 owner: id.to_owned(),
             });
         }
@@ -341,13 +413,28 @@ impl State {
         self.slots.remove(&instance.slot);
         self.dirty.insert(instance.slot.clone());
         let Some(rule) = instance.slot.rule() else { return };
-        for (key, present) in &self.devices {
-            let slot = Slot::device(rule, key);
-            if present.matched(rule).is_some() && !self.slots.contains_key(&slot) {
-                self.dirty.insert(slot);
-            }
+        let of_rule = |slot: &&Slot| slot.rule() == Some(rule) && !self.slots.contains_key(slot);
+        let waiting: Vec<Slot> = self.members.keys().filter(of_rule).cloned().collect();
+        self.dirty.extend(waiting);
+    }
+
+    /// Looks again when the grace of a container without its device is over.
+    fn wake_for_grace(&mut self, id: &str, want: &Want) {
+        let Some(instance) = self.instances.get(id) else {
+            return;
+        };
+        let grace = want.rule.as_ref().map_or(0, |rule| rule.grace);
+        if let Some(lost) = instance.lost_at.filter(|_| grace > 0) {
+            let slot = instance.slot.clone();
+            self.wake(lost.saturating_add(grace), slot);
         }
     }
+}
+
+/// `workload-LABEL`, or `workload-DEVICE`.
+fn instance_name(workload: &Workload, device: &Facts, matched: &RuleMatch) -> String {
+    let label = matched.label.as_deref().unwrap_or(&device.sysname);
+    names::of_device(&workload.name, label)
 }
 
 fn ready_at(present: &Present, rule: &Rule) -> u64 {

@@ -26,10 +26,15 @@ impl State {
         // Its interface goes and comes with its containers: what was given up must not begin anew for that. A card
         // that is really plugged again has another index, so another slot.
         let comes_back = instance.device.as_ref().is_some_and(|d| d.interface.is_some());
-        if let Some(key) = instance.holds.take() {
-            out.push(Effect::Unhold(key));
-        }
+        out.extend(
+            std::mem::take(&mut instance.holds)
+                .into_iter()
+                .map(Effect::Unhold),
+        );
+        instance.given.clear();
+        let place = instance.place.clone();
         let past = self.history.entry(slot.clone()).or_default();
+        past.place = place.or(past.place.take());
         past.exit = instance.exit;
         past.failure.clone_from(&instance.failure);
         let restart = instance.workload.spec.restart;

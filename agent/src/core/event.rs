@@ -28,6 +28,15 @@ pub(crate) enum Event {
         facts: Arc<Facts>,
         /// The rules that match.
         matches: Vec<RuleMatch>,
+        /// The key it had before, where it is the same device under another one.
+        before: Option<String>,
+    },
+    /// A device has gone for which a rule says what runs then, once.
+    Removed {
+        /// As it was known last.
+        facts: Arc<Facts>,
+        /// The rule.
+        matched: Box<RuleMatch>,
     },
     /// A device is gone, from the host and from every container.
     DeviceGone {
@@ -66,6 +75,8 @@ pub(crate) enum Report {
         pid: i32,
         /// Field 22 of its stat.
         start_time: u64,
+        /// The monitor gives and takes devices while the container runs.
+        takes: bool,
     },
     /// Proven and running.
     Started {
@@ -132,6 +143,24 @@ pub(crate) enum Effect {
         /// Notes added.
         notes: BTreeMap<String, String>,
     },
+    /// Give a running container devices.
+    Inject {
+        /// Which.
+        id: String,
+        /// Nodes.
+        devices: Vec<DeviceGrant>,
+        /// Interfaces.
+        interfaces: Vec<InterfaceGrant>,
+        /// Notes replaced.
+        notes: BTreeMap<String, String>,
+    },
+    /// Take devices from a container, at once.
+    Eject {
+        /// Which.
+        id: String,
+        /// Nodes.
+        devices: Vec<DeviceGrant>,
+    },
     /// Stop signal, grace, SIGKILL.
     Stop(String),
     /// A signal.
@@ -184,6 +213,12 @@ pub(crate) enum NoticeKind {
     Overflow,
     /// Enumerated again.
     Resync,
+    /// A device was given to a running container.
+    DeviceGiven,
+    /// A device was taken from a container.
+    DeviceTaken,
+    /// Too few devices of a bundle.
+    Partial,
     /// No place.
     Waiting,
     /// The request went to the launcher.

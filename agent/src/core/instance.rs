@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use berth_launcher::wire::{Exit, Refusal};
+use berth_launcher::wire::{DeviceGrant, Exit, InterfaceGrant, Refusal};
 use berth_rt::placement::Placement;
 use serde::{Deserialize, Serialize};
 
@@ -66,6 +66,11 @@ pub(crate) enum Phase {
         /// What was asked, what is free, who has the rest.
         why: String,
     },
+    /// Too few devices of its bundle are there: which, and which not.
+    Partial {
+        /// In words.
+        why: String,
+    },
     /// The request is with the launcher.
     Launching,
     /// Made, pre-proved, and waits for a device.
@@ -106,6 +111,7 @@ impl Phase {
         match self {
             Phase::Pending => "pending",
             Phase::Waiting { .. } => "waiting",
+            Phase::Partial { .. } => "partial",
             Phase::Launching => "launching",
             Phase::Armed => "armed",
             Phase::Starting => "starting",
@@ -122,9 +128,10 @@ impl Phase {
     }
 
     /// Every word, for gauges.
-    pub(crate) const WORDS: [&'static str; 14] = [
+    pub(crate) const WORDS: [&'static str; 15] = [
         "pending",
         "waiting",
+        "partial",
         "launching",
         "armed",
         "starting",
@@ -183,8 +190,14 @@ pub(crate) struct Instance {
     pub made_of: String,
     /// Reserved cores and budget.
     pub place: Option<Placement>,
-    /// Its device may be inside it: the inventory was told to hold it.
-    pub holds: Option<String>,
+    /// Its interfaces may be inside it: the inventory was told to hold them.
+    pub holds: Vec<String>,
+    /// The devices it was given.
+    pub given: Vec<Given>,
+    /// Milliseconds when a device of it went and was not given back since.
+    pub lost_at: Option<u64>,
+    /// Its monitor can give and take devices while it runs.
+    pub takes: bool,
     /// Told to stop by us: its end is no crash.
     pub told: bool,
     /// Milliseconds when a stop that was refused is to be tried again; 0: not.
@@ -211,6 +224,21 @@ pub(crate) struct Instance {
     pub timing: Vec<(String, u64)>,
 }
 
+/// A device that a container was given.
+#[derive(Debug, Clone)]
+pub(crate) struct Given {
+    /// Which of the rule's devices it is.
+    pub member: usize,
+    /// The device.
+    pub facts: Arc<Facts>,
+    /// Its node, and the permission.
+    pub devices: Vec<DeviceGrant>,
+    /// Its interface.
+    pub interfaces: Vec<InterfaceGrant>,
+    /// Both were taken back: it is gone.
+    pub taken: bool,
+}
+
 /// What is remembered of a slot's past containers.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct History {
@@ -226,6 +254,8 @@ pub(crate) struct History {
     pub failure: Option<Refusal>,
     /// Backoff that an instance which went away left behind.
     pub until: u64,
+    /// The cores that a device known by its identity had, and gets again where they are free.
+    pub place: Option<Placement>,
 }
 
 impl History {
@@ -261,7 +291,10 @@ impl Instance {
             phase,
             made_of: String::new(),
             place: None,
-            holds: None,
+            holds: Vec::new(),
+            given: Vec::new(),
+            lost_at: None,
+            takes: false,
             told: false,
             stop_again: 0,
             pid: None,
@@ -281,6 +314,9 @@ impl Instance {
     pub(crate) fn begin_life(&mut self, now: u64) {
         self.phase = Phase::Launching;
         self.launched = now;
+        self.given.clear();
+        self.lost_at = None;
+        self.takes = false;
         self.told = false;
         self.stop_again = 0;
         self.pid = None;
@@ -298,6 +334,6 @@ impl Instance {
         self.failure
             .as_ref()
             .is_some_and(|f| f.stage == super::launch::RULE_STAGE)
-            && super::launch::Grants::of(want).is_ok()
+            && super::launch::grants(want).is_ok()
     }
 }

@@ -10,8 +10,11 @@ use berth_launcher::wire::{
 use berth_rt::placement::Placement;
 use berth_rt::sched::Scheduler;
 
+use super::bundle::Used;
+use super::desired::Rule;
+use super::device::Facts;
 use super::drive::Want;
-use super::instance::{Instance, Slot};
+use super::instance::{Given, Instance, Slot};
 use super::place::{self, Node};
 
 /// Most bytes of log kept for a container.
@@ -27,17 +30,12 @@ pub(crate) mod notes {
     pub(crate) const MADE_OF: &str = "madeOf";
     /// [`Facts`](super::super::device::Facts) as JSON.
     pub(crate) const DEVICE: &str = "device";
+    /// Every device it has as JSON: `[[member, facts], …]`, where it has not exactly one.
+    pub(crate) const DEVICES: &str = "devices";
     /// The workload document as canonical JSON.
     pub(crate) const WORKLOAD: &str = "workload";
     /// The rule document as canonical JSON.
     pub(crate) const RULE: &str = "rule";
-}
-
-/// Device node and interface for one container.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Grants {
-    pub devices: Vec<DeviceGrant>,
-    pub interfaces: Vec<InterfaceGrant>,
 }
 
 /// [`Refusal::stage`] of what the rule itself is at fault for.
@@ -51,52 +49,88 @@ fn refusal(message: String, hint: &str) -> Refusal {
     }
 }
 
-impl Grants {
-    /// What the rule gives of the device.
-    pub(super) fn of(want: &Want) -> Result<Grants, Refusal> {
-        let mut grants = Grants::default();
-        let (Some(rule), Some(device)) = (&want.rule, &want.device) else {
-            return Ok(grants);
-        };
-        if let Some(fault) = want.matched.as_ref().and_then(|m| m.fault.as_ref()) {
-            let hint = "`berth device explain` lists the device's own properties and attributes";
-            return Err(refusal(format!("rule {}: {fault}", rule.name), hint));
-        }
-        if let Some(into) = &rule.node {
-            let (Some((block, major, minor)), Some(node)) = (device.devnum, &device.devnode) else {
-                let text = format!("rule {}: {} has no device node", rule.name, device.syspath);
-                return Err(refusal(
-                    text,
-                    "leave `device` out of the rule, or match the device that has the node",
-                ));
-            };
-            grants.devices.push(DeviceGrant {
-                block,
-                major,
-                minor,
-                path: into.path.clone().unwrap_or_else(|| node.clone()),
-                access: into.access.clone(),
-                mode: into.mode,
-                uid: into.uid,
-                gid: into.gid,
-            });
-        }
-        if let Some(rename) = &rule.interface {
-            let (Some(name), Some(index)) = (&device.interface, device.ifindex) else {
-                let text = format!("rule {}: {} is no network interface", rule.name, device.syspath);
-                return Err(refusal(
-                    text,
-                    "match SUBSYSTEM==\"net\", or leave `interface` out of the rule",
-                ));
-            };
-            grants.interfaces.push(InterfaceGrant {
-                name: name.clone(),
-                index,
-                rename: rename.clone(),
-            });
-        }
-        Ok(grants)
+/// What the rule gives of its devices.
+pub(super) fn grants(want: &Want) -> Result<Vec<Given>, Refusal> {
+    let Some(rule) = &want.rule else {
+        return Ok(Vec::new());
+    };
+    if let Some(fault) = want.matched.as_ref().and_then(|m| m.fault.as_ref()) {
+        let hint = "`berth device explain` lists the device's own properties and attributes";
+        return Err(refusal(format!("rule {}: {fault}", rule.name), hint));
     }
+    let given = want.used.iter().map(|used| given(rule, used));
+    let given: Vec<Given> = given.collect::<Result<_, _>>()?;
+    let mut paths: Vec<&str> = given
+        .iter()
+        .flat_map(|g| &g.devices)
+        .map(|d| d.path.as_str())
+        .collect();
+    paths.sort_unstable();
+    if let Some(twice) = paths.windows(2).find(|two| two[0] == two[1]) {
+        let text = format!("rule {}: two devices would be {} inside", rule.name, twice[0]);
+        return Err(refusal(
+            text,
+            "give each device of the bundle a `device.path` of its own",
+        ));
+    }
+    Ok(given)
+}
+
+/// What the rule gives of one device.
+pub(super) fn given(rule: &Rule, used: &Used) -> Result<Given, Refusal> {
+    let device = &used.facts;
+    let Some(member) = rule.members.get(used.offer.member) else {
+        let text = format!("rule {}: it has no device {}", rule.name, used.offer.member);
+        return Err(refusal(text, "apply the rule again"));
+    };
+    let mut given = Given {
+        member: used.offer.member,
+        facts: device.clone(),
+        devices: Vec::new(),
+        interfaces: Vec::new(),
+        taken: false,
+    };
+    if let Some(into) = &member.node {
+        let (Some((block, major, minor)), Some(node)) = (device.devnum, &device.devnode) else {
+            let text = format!("rule {}: {} has no device node", rule.name, device.syspath);
+            return Err(refusal(
+                text,
+                "leave `device` out of the rule, or match the device that has the node",
+            ));
+        };
+        given.devices.push(DeviceGrant {
+            block,
+            major,
+            minor,
+            path: (used.offer.path.clone())
+                .or_else(|| into.path.clone())
+                .unwrap_or_else(|| node.clone()),
+            access: into.access.clone(),
+            mode: into.mode,
+            uid: into.uid,
+            gid: into.gid,
+            links: if into.links {
+                device.links.clone()
+            } else {
+                Vec::new()
+            },
+        });
+    }
+    if let Some(rename) = &member.interface {
+        let (Some(name), Some(index)) = (&device.interface, device.ifindex) else {
+            let text = format!("rule {}: {} is no network interface", rule.name, device.syspath);
+            return Err(refusal(
+                text,
+                "match SUBSYSTEM==\"net\", or leave `interface` out of the rule",
+            ));
+        };
+        given.interfaces.push(InterfaceGrant {
+            name: name.clone(),
+            index,
+            rename: used.offer.interface.clone().or_else(|| rename.clone()),
+        });
+    }
+    Ok(given)
 }
 
 /// The workload's arguments with those of the rule behind them.
@@ -133,17 +167,18 @@ pub(super) fn notes(instance: &Instance, slot: &Slot, want: &Want) -> BTreeMap<S
     if let Some(device) = &want.device {
         put(notes::DEVICE, json(serde_json::to_string(&**device)));
     }
+    let has: Vec<(usize, &Facts)> = (instance.given.iter())
+        .filter(|given| !given.taken)
+        .map(|given| (given.member, &*given.facts))
+        .collect();
+    if want.rule.as_ref().is_some_and(|rule| rule.bundle || rule.hot) {
+        put(notes::DEVICES, json(serde_json::to_string(&has)));
+    }
     notes
 }
 
 /// The request for `instance`, all but the image's digest.
-pub(super) fn request(
-    instance: &Instance,
-    want: &Want,
-    place: &Placement,
-    grants: &Grants,
-    node: &Node,
-) -> LaunchRequest {
+pub(super) fn request(instance: &Instance, want: &Want, place: &Placement, node: &Node) -> LaunchRequest {
     let spec: &WorkloadSpec = &want.workload.spec;
     let mut env: Vec<(String, String)> = spec
         .env
@@ -179,8 +214,8 @@ pub(super) fn request(
         rt_budget: place::budget(spec, node),
         memory_bytes: spec.memory.map(|size| size.bytes()),
         pids: spec.pids.map(u64::from),
-        devices: grants.devices.clone(),
-        interfaces: grants.interfaces.clone(),
+        devices: instance.given.iter().flat_map(|g| g.devices.clone()).collect(),
+        interfaces: instance.given.iter().flat_map(|g| g.interfaces.clone()).collect(),
         network: match spec.network {
             Network::None => wire::Network::None,
             Network::Host => wire::Network::Host,
@@ -193,6 +228,16 @@ pub(super) fn request(
                 destination: m.destination.as_path().to_path_buf(),
                 read_only: m.read_only,
             })
+            .chain(
+                want.matched
+                    .iter()
+                    .flat_map(|m| &m.mounts)
+                    .map(|(source, destination, read_only)| BindMount {
+                        source: source.into(),
+                        destination: destination.into(),
+                        read_only: *read_only,
+                    }),
+            )
             .collect(),
         stop: StopRequest {
             signal: spec.stop.signal.number(),

@@ -30,11 +30,13 @@
 
 mod adopt;
 mod ask;
+mod bundle;
 pub(crate) mod desired;
 pub(crate) mod device;
 mod drive;
 mod ended;
 pub(crate) mod event;
+mod give;
 pub(crate) mod instance;
 pub(crate) mod launch;
 mod names;
@@ -55,6 +57,9 @@ pub(crate) use event::{Effect, Event, Notice, NoticeKind, Report};
 use instance::{History, Instance, Phase, Slot};
 pub(crate) use place::Node;
 
+/// Most places remembered for devices that are not there.
+const KEPT_PLACES: usize = 1024;
+
 /// Everything the agent knows and wants.
 #[derive(Debug, Clone)]
 pub(crate) struct State {
@@ -70,6 +75,8 @@ pub(crate) struct State {
     pub stopped: BTreeSet<String>,
     /// Devices that are there, by key.
     pub devices: BTreeMap<String, Present>,
+    /// Keys of the devices of each slot.
+    members: BTreeMap<Slot, BTreeSet<String>>,
     /// Instances by container id.
     pub instances: BTreeMap<String, Instance>,
     /// The instance of each slot.
@@ -96,6 +103,7 @@ impl State {
             once: BTreeMap::new(),
             stopped: BTreeSet::new(),
             devices: BTreeMap::new(),
+            members: BTreeMap::new(),
             instances: BTreeMap::new(),
             slots: BTreeMap::new(),
             history: BTreeMap::new(),
@@ -136,7 +144,17 @@ impl State {
                 self.ready = true;
                 self.mark_all();
             }
-            Event::Device { facts, matches } => self.device(facts, matches, out),
+            Event::Device {
+                facts,
+                matches,
+                before,
+            } => {
+                if let Some(before) = before.filter(|before| *before != facts.key) {
+                    self.moved(&before, &facts, &matches, out);
+                }
+                self.device(facts, matches, out);
+            }
+            Event::Removed { facts, matched } => self.removed(&facts, &matched, out),
             Event::DeviceGone { key } => self.device_gone(&key, out),
             Event::Adopt { status } => self.adopt(*status, out),
             Event::Report { id, report } => self.report(&id, report, out),
@@ -181,8 +199,14 @@ impl State {
             }
         }
         let now = self.now;
-        self.history
-            .retain(|slot, past| self.slots.contains_key(slot) || past.recent(now));
+        let rules = &self.desired.rules;
+        let known = |slot: &Slot| slot.rule().and_then(|r| rules.get(r)).is_some_and(|r| r.identity);
+        let mut kept = 0;
+        self.history.retain(|slot, past| {
+            let place = past.place.is_some() && known(slot) && kept < KEPT_PLACES;
+            kept += usize::from(place);
+            place || self.slots.contains_key(slot) || past.recent(now)
+        });
     }
 
     fn redesire(&mut self, desired: Desired, node: Node, out: &mut Vec<Effect>) {
@@ -196,34 +220,49 @@ impl State {
     fn device(&mut self, facts: Arc<device::Facts>, matches: Vec<device::RuleMatch>, out: &mut Vec<Effect>) {
         let before = self.devices.get(&facts.key);
         let known = before.is_some_and(|p| p.facts.incarnation == facts.incarnation);
-        if let Some(before) = before {
-            self.dirty
-                .extend(before.matches.iter().map(|m| Slot::device(&m.rule, &facts.key)));
+        let slots: Vec<Slot> = before.into_iter().flat_map(Present::slots).collect();
+        for slot in slots {
+            self.forget_member(&slot, &facts.key);
         }
-        self.dirty
-            .extend(matches.iter().map(|m| Slot::device(&m.rule, &facts.key)));
         if !known && !matches.is_empty() {
             let rules: Vec<&str> = matches.iter().map(|m| m.rule.as_str()).collect();
             let text = format!("{} matches {}", facts.syspath, rules.join(", "));
             out.push(Effect::note(NoticeKind::DeviceAppeared, &facts.sysname, text));
         }
-        let key = facts.key.clone();
-        self.devices.insert(
-            key,
-            Present {
-                facts,
-                matches,
-                heard: self.now,
-            },
-        );
+        self.put_device(facts, matches);
+    }
+
+    fn put_device(&mut self, facts: Arc<device::Facts>, matches: Vec<device::RuleMatch>) {
+        let present = Present {
+            facts: facts.clone(),
+            matches,
+            heard: self.now,
+        };
+        for slot in present.slots() {
+            self.dirty.insert(slot.clone());
+            self.members.entry(slot).or_default().insert(facts.key.clone());
+        }
+        self.devices.insert(facts.key.clone(), present);
+    }
+
+    /// The device `key` is none of the slot's any more.
+    fn forget_member(&mut self, slot: &Slot, key: &str) {
+        if let Some(keys) = self.members.get_mut(slot) {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.members.remove(slot);
+            }
+        }
+        self.dirty.insert(slot.clone());
     }
 
     fn device_gone(&mut self, key: &str, out: &mut Vec<Effect>) {
         let Some(gone) = self.devices.remove(key) else {
             return;
         };
-        self.dirty
-            .extend(gone.matches.iter().map(|m| Slot::device(&m.rule, key)));
+        for slot in gone.slots() {
+            self.forget_member(&slot, key);
+        }
         // An instance can outlive its rule's match; its slot is found by the key.
         let of_key = |slot: &&Slot| matches!(slot, Slot::Device { key: k, .. } if k == key);
         let slots: Vec<Slot> = self.slots.keys().filter(of_key).cloned().collect();
@@ -263,10 +302,7 @@ impl State {
         );
         self.dirty
             .extend(self.once.keys().map(|name| Slot::Once(name.clone())));
-        for (key, present) in &self.devices {
-            self.dirty
-                .extend(present.matches.iter().map(|m| Slot::device(&m.rule, key)));
-        }
+        self.dirty.extend(self.members.keys().cloned());
         for (name, rule) in &self.desired.rules {
             self.dirty.extend((0..rule.armed).map(|n| Slot::Pool {
                 rule: name.clone(),

@@ -43,10 +43,30 @@ impl State {
         if let Some(place) = self.instances.get(id).and_then(|i| i.place.clone()) {
             return Ok(place);
         }
+        if let Some(place) = self.same_place(id, want) {
+            return Ok(place);
+        }
         ask(self, id, want, |_| false).map_err(|refusal| match refusal.hint() {
             Some(hint) => format!("{refusal} ({hint})"),
             None => refusal.to_string(),
         })
+    }
+
+    /// The cores that the slot of `id` had before, where they are free and still fit.
+    fn same_place(&self, id: &str, want: &Want) -> Option<Placement> {
+        want.rule.as_ref().filter(|rule| rule.identity)?;
+        let slot = &self.instances.get(id)?.slot;
+        let before = self
+            .history
+            .get(slot)?
+            .place
+            .as_ref()
+            .filter(|place| !place.shared)?;
+        let mut narrow = self.node.pool.clone();
+        narrow.isolated = narrow.isolated.intersection(&before.cpus);
+        let request = request(id, want, &self.node);
+        let place = placement::reserve(&narrow, &held(self, |other| other == id), &request).ok()?;
+        (place.cpus == before.cpus).then_some(place)
     }
 
     /// Everything reserved, by container id.
@@ -70,10 +90,10 @@ fn held(state: &State, without: impl Fn(&str) -> bool) -> Vec<Held> {
         .collect()
 }
 
-fn ask(state: &State, id: &str, want: &Want, without: impl Fn(&str) -> bool) -> Result<Placement, Refusal> {
+fn request(id: &str, want: &Want, node: &Node) -> Request {
     let spec = &want.workload.spec;
-    let budget = budget(spec, &state.node);
-    let request = Request {
+    let budget = budget(spec, node);
+    Request {
         owner: id.to_owned(),
         cpus: match spec.cpus {
             CpuRequest::Shared => Cpus::Shared,
@@ -84,10 +104,13 @@ fn ask(state: &State, id: &str, want: &Want, without: impl Fn(&str) -> bool) -> 
             runtime_us: b.runtime_us,
             period_us: b.period_us,
         }),
-    };
+    }
+}
+
+fn ask(state: &State, id: &str, want: &Want, without: impl Fn(&str) -> bool) -> Result<Placement, Refusal> {
     placement::reserve(
         &state.node.pool,
         &held(state, |other| other == id || without(other)),
-        &request,
+        &request(id, want, &state.node),
     )
 }

@@ -5,8 +5,8 @@
 
 use super::drive::{Want, made_of};
 use super::event::Effect;
-use super::instance::{Phase, Slot};
-use super::launch::{self, Grants};
+use super::instance::{Given, Phase, Slot};
+use super::launch;
 use super::{State, place};
 
 impl State {
@@ -15,7 +15,7 @@ impl State {
         let Slot::Device { rule, .. } = slot else {
             return None;
         };
-        let armed = made_of(&want.workload, want.rule.as_deref(), None);
+        let armed = made_of(&want.workload, want.rule.as_deref(), "");
         self.instances
             .values()
             .find(|i| {
@@ -32,7 +32,7 @@ impl State {
         id: &str,
         armed: &str,
         want: &Want,
-        grants: Grants,
+        given: Vec<Given>,
         out: &mut Vec<Effect>,
     ) {
         self.give_back(id);
@@ -49,10 +49,11 @@ impl State {
         instance.made_of.clone_from(&want.made_of);
         instance.phase = Phase::Starting;
         instance.launched = now;
-        if let (Some(device), false) = (&want.device, grants.interfaces.is_empty()) {
-            instance.holds = Some(device.key.clone());
+        instance.given = given;
+        for given in instance.given.iter().filter(|given| !given.interfaces.is_empty()) {
+            instance.holds.push(given.facts.key.clone());
             out.push(Effect::Hold {
-                device: device.clone(),
+                device: given.facts.clone(),
                 owner: armed.to_owned(),
             });
         }
@@ -64,8 +65,8 @@ impl State {
             id: armed.to_owned(),
             args,
             env: launch::rule_env(want),
-            devices: grants.devices,
-            interfaces: grants.interfaces,
+            devices: instance.given.iter().flat_map(|g| g.devices.clone()).collect(),
+            interfaces: instance.given.iter().flat_map(|g| g.interfaces.clone()).collect(),
             labels: launch::labels(want),
             notes: launch::notes(instance, &instance.slot, want),
         });

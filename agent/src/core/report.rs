@@ -1,10 +1,10 @@
 //! What monitors and launcher tell of one container.
 
-use berth_launcher::wire::Refusal;
+use berth_launcher::wire::{InterfaceGrant, Refusal};
 
 use super::State;
 use super::event::{Effect, NoticeKind, Report};
-use super::instance::{Phase, Slot};
+use super::instance::{Given, Phase, Slot};
 
 /// Milliseconds until a failed sweep is tried again.
 const SWEEP_AGAIN: u64 = 1_000;
@@ -20,7 +20,12 @@ impl State {
         let name = instance.name.clone();
         let slot = instance.slot.clone();
         match report {
-            Report::Created { pid, start_time } => {
+            Report::Created {
+                pid,
+                start_time,
+                takes,
+            } => {
+                instance.takes = takes;
                 instance.pid = Some(pid);
                 instance.start_time = Some(start_time);
                 if instance.phase == Phase::Launching && matches!(slot, Slot::Pool { .. }) {
@@ -119,7 +124,14 @@ impl State {
             }
             Report::InterfaceGone(interface) => {
                 // The inventory is told first: it gives the device up; then it is gone for us too.
-                if let Some(key) = instance.holds.take() {
+                let named = |g: &&Given| {
+                    let inside = |i: &InterfaceGrant| i.rename.as_ref().unwrap_or(&i.name) == &interface;
+                    g.interfaces.iter().any(inside)
+                };
+                let of = instance.given.iter().find(named).map(|g| g.facts.key.clone());
+                let key = of.or_else(|| instance.holds.first().cloned());
+                if let Some(key) = key.filter(|key| instance.holds.contains(key)) {
+                    instance.holds.retain(|held| *held != key);
                     out.push(Effect::note(
                         NoticeKind::DeviceGone,
                         &name,
@@ -161,6 +173,10 @@ impl State {
                 instance.failure = Some(refusal);
                 instance.phase = Phase::Stopping;
                 out.push(Effect::Stop(id.to_owned()));
+            }
+            // Without its device it is what it was after an unplug; the device's going is told by itself.
+            Phase::Running | Phase::Frozen if refusal.stage == "inject" => {
+                instance.failure = Some(refusal);
             }
             Phase::Stopping if refusal.stage == "stop" => {
                 instance.stop_again = now + STOP_AGAIN;

@@ -15,7 +15,7 @@ use berth_hotplug::device::{Action, Device, Key};
 use berth_hotplug::enumerate::{EnumerateError, Filter, enumerate_from};
 use berth_hotplug::inventory::{Delta, Held, Inventory};
 use berth_hotplug::monitor::{Monitor, MonitorError, OpenError, RECEIVE_BUFFER, Source};
-use berth_hotplug::rule::{Rules, View};
+use berth_hotplug::rule::{Matched, Rule, Rules, View};
 use prometheus::{IntCounter, IntGauge, Registry};
 
 use crate::core::device::{Facts, RuleMatch};
@@ -80,6 +80,8 @@ pub(crate) struct Found {
     pub notices: Vec<Notice>,
     /// There may be more: come back at once.
     pub more: bool,
+    /// The key that the device offered next had before.
+    moved: Option<String>,
 }
 
 impl Found {
@@ -103,8 +105,12 @@ pub(crate) struct Devices {
     numa: bool,
     /// Keys the core knows.
     known: BTreeSet<Key>,
-    /// Ties already told.
+    /// Ties and refusals already told.
     told: BTreeMap<Key, String>,
+    /// Events seen of a device since it is there, where some rule asks for them.
+    seen: BTreeMap<Key, BTreeSet<Action>>,
+    /// Does some rule ask for them?
+    triggers: bool,
 }
 
 impl Devices {
@@ -122,6 +128,8 @@ impl Devices {
             numa,
             known: BTreeSet::new(),
             told: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            triggers: false,
         })
     }
 
@@ -160,6 +168,10 @@ impl Devices {
             }
         }
         self.rules = Rules::new(rules);
+        self.triggers = self.rules.iter().any(|rule| !rule.spec.trigger.is_empty());
+        if !self.triggers {
+            self.seen.clear();
+        }
         self.subsystems = self.rules.subsystems().map(|names| names.into_iter().collect());
         self.told.clear();
         notices
@@ -274,25 +286,41 @@ impl Devices {
                 before,
                 action,
             } => {
-                self.other_key(&before, &device, found);
+                self.other_key(&before, &device, action, found);
                 self.offer(&device, action, found);
             }
             Delta::Moved { device, before } => {
-                self.other_key(&before, &device, found);
+                self.other_key(&before, &device, Action::Move, found);
                 self.offer(&device, Action::Move, found);
             }
-            Delta::Gone { device } => self.gone(device.key(), found),
+            Delta::Gone { device } => {
+                self.gone(device.key(), found);
+                self.offer_removed(&device, found);
+            }
         }
     }
 
-    fn other_key(&mut self, before: &Device, now: &Device, found: &mut Found) {
-        if before.key() != now.key() {
-            self.gone(before.key(), found);
+    /// The same device, perhaps under another key: what was seen of it stays.
+    fn other_key(&mut self, before: &Device, now: &Device, action: Action, found: &mut Found) {
+        let (old, key) = (before.key(), now.key());
+        if old != key {
+            self.told.remove(&old);
+            if let Some(seen) = self.seen.remove(&old) {
+                self.seen.insert(key.clone(), seen);
+            }
+            if self.known.remove(&old) {
+                self.known.insert(key.clone());
+                found.moved = Some(old.0);
+            }
+        }
+        if self.triggers {
+            self.seen.entry(key).or_default().insert(action);
         }
     }
 
     fn gone(&mut self, key: Key, found: &mut Found) {
         self.told.remove(&key);
+        self.seen.remove(&key);
         if self.known.remove(&key) {
             found.events.push(Event::DeviceGone { key: key.0 });
         }
@@ -304,51 +332,96 @@ impl Devices {
         let view = View::new(device);
         // A device that is there is matched as if just added; a rule on another action counts while that is
         // the last thing that happened.
-        let chosen = match self.rules.choose(&view, Action::Add) {
-            Ok(None) if action != Action::Add => self.rules.choose(&view, action),
+        let seen = self.seen.get(&key);
+        let counts = |rule: &Rule| {
+            let has = |action| seen.is_some_and(|seen| seen.contains(&action));
+            rule.spec.trigger.is_empty() || rule.triggered(has, device.driver().is_some())
+        };
+        let chosen = match self.rules.choose_where(&view, Action::Add, counts) {
+            Ok(None) if action != Action::Add => self.rules.choose_where(&view, action, counts),
             chosen => chosen,
         };
         let matches = match chosen {
             Ok(None) => Vec::new(),
-            Ok(Some(chosen)) => {
-                let name = chosen.rule.name.clone();
-                vec![match chosen.rule.render(&view, &chosen.matched) {
-                    Ok(done) => RuleMatch {
-                        rule: name,
-                        env: done.env,
-                        args: done.args,
-                        labels: done.labels,
-                        fault: None,
-                    },
-                    Err(errors) => {
-                        let texts: Vec<String> =
-                            errors.iter().map(|(path, e)| format!("{path}: {e}")).collect();
-                        RuleMatch {
-                            rule: name,
-                            fault: Some(texts.join("; ")),
-                            ..RuleMatch::default()
-                        }
-                    }
-                }]
+            Ok(Some(chosen)) if chosen.rule.spec.forbid => {
+                let text = format!(
+                    "{}: forbidden by rule {}",
+                    device.syspath().display(),
+                    chosen.rule.name
+                );
+                self.tell_once(&key, device, text, found);
+                Vec::new()
             }
+            Ok(Some(chosen)) => vec![rendered(chosen.rule, &view, &chosen.matched)],
             Err(tie) => {
                 let text = match tie.hint() {
                     Some(hint) => format!("{tie} ({hint})"),
                     None => tie.to_string(),
                 };
-                if self.told.get(&key) != Some(&text) {
-                    found.note(NoticeKind::Refused, &device.sysname(), text.clone());
-                    self.told.insert(key.clone(), text);
-                }
+                self.tell_once(&key, device, text, found);
                 Vec::new()
             }
         };
+        let before = found.moved.take();
         if matches.is_empty() && !self.known.contains(&key) {
             return;
         }
         self.known.insert(key);
         let facts = Arc::new(facts(device, self.numa));
-        found.events.push(Event::Device { facts, matches });
+        found.events.push(Event::Device {
+            facts,
+            matches,
+            before,
+        });
+    }
+
+    fn tell_once(&mut self, key: &Key, device: &Device, text: String, found: &mut Found) {
+        if self.told.get(key) != Some(&text) {
+            found.note(NoticeKind::Refused, &device.sysname(), text.clone());
+            self.told.insert(key.clone(), text);
+        }
+    }
+
+    /// The rule for the removal of a device.
+    fn offer_removed(&mut self, device: &Device, found: &mut Found) {
+        let view = View::new(device);
+        match self.rules.choose_removed(&view) {
+            Ok(None) => {}
+            Ok(Some(chosen)) => found.events.push(Event::Removed {
+                facts: Arc::new(facts(device, false)),
+                matched: Box::new(rendered(chosen.rule, &view, &chosen.matched)),
+            }),
+            Err(tie) => found.note(NoticeKind::Refused, &device.sysname(), tie.to_string()),
+        }
+    }
+}
+
+/// What the rule makes of the device, or why it cannot.
+fn rendered(rule: &Rule, view: &View<'_>, matched: &Matched) -> RuleMatch {
+    match rule.render(view, matched) {
+        Ok(done) => RuleMatch {
+            rule: rule.name.clone(),
+            env: done.env,
+            args: done.args,
+            labels: done.labels,
+            mounts: done.mounts,
+            slot: if done.slot == view.device().key().0 {
+                String::new()
+            } else {
+                done.slot
+            },
+            label: done.label,
+            offers: done.offers,
+            fault: None,
+        },
+        Err(errors) => {
+            let texts: Vec<String> = errors.iter().map(|(path, e)| format!("{path}: {e}")).collect();
+            RuleMatch {
+                rule: rule.name.clone(),
+                fault: Some(texts.join("; ")),
+                ..RuleMatch::default()
+            }
+        }
     }
 }
 
@@ -372,6 +445,7 @@ pub(crate) fn facts(device: &Device, numa: bool) -> Facts {
         devnum: device.devnum().map(|n| (n.block, n.major, n.minor)),
         interface: device.interface().map(str::to_owned).filter(|_| net),
         ifindex: device.ifindex(),
+        links: device.links().iter().map(|link| (*link).to_owned()).collect(),
         node: if numa { memory_node(device) } else { None },
         incarnation,
         record: if net {

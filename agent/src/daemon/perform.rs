@@ -36,6 +36,8 @@ pub(crate) struct Link {
 pub(crate) enum Expect {
     Hello,
     Signal,
+    Inject,
+    Eject,
     Freeze,
     Thaw,
     Release,
@@ -87,6 +89,23 @@ impl Agent {
                     None,
                 );
                 self.plug_done();
+            }
+            Effect::Inject {
+                id,
+                devices,
+                interfaces,
+                notes,
+            } => {
+                let command = Command::Inject {
+                    devices,
+                    interfaces,
+                    notes,
+                };
+                self.order(&id, &command, Some(Expect::Inject));
+                self.plug_done();
+            }
+            Effect::Eject { id, devices } => {
+                self.order(&id, &Command::Eject { devices }, Some(Expect::Eject));
             }
             Effect::Stop(id) => self.stop(&id, events),
             Effect::Signal(id, signal) => self.order(&id, &Command::Signal { signal }, Some(Expect::Signal)),
@@ -403,7 +422,16 @@ fn spans(container: &str, timing: &[(String, u64)]) {
 
 fn report_of(event: wire::Event) -> Report {
     match event {
-        wire::Event::Created { pid, start_time, .. } => Report::Created { pid, start_time },
+        wire::Event::Created {
+            pid,
+            start_time,
+            takes,
+            ..
+        } => Report::Created {
+            pid,
+            start_time,
+            takes,
+        },
         wire::Event::Started {
             proof,
             timing,

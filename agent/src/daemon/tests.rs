@@ -161,6 +161,7 @@ fn started(mut stream: UnixStream) -> UnixStream {
             pid: 1,
             start_time: 1,
             proof: None,
+            takes: true,
         },
     );
     say(

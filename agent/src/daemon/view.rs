@@ -55,7 +55,7 @@ impl Agent {
             drift: instance.drift.clone(),
             exit: instance.exit.or(past.and_then(|p| p.exit)),
             reason: match &instance.phase {
-                Phase::Waiting { why } => Some(why.clone()),
+                Phase::Waiting { why } | Phase::Partial { why } => Some(why.clone()),
                 _ if down => failure.map(words),
                 _ => None,
             },

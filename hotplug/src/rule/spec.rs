@@ -227,6 +227,19 @@ pub struct DeviceSpec {
     /// Mode of the node inside, octal; `0660` by default.
     #[serde(default = "mode_default")]
     pub mode: String,
+    /// Owner of the node inside; 0 by default.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub uid: u32,
+    /// Group of the node inside; 0 by default.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub gid: u32,
+    /// udev's links to the node (`/dev/disk/by-id/…`, `/dev/serial/by-id/…`) are there inside too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub links: bool,
+}
+
+fn is_zero(n: &u32) -> bool {
+    *n == 0
 }
 
 fn access_default() -> String {

@@ -73,6 +73,32 @@ impl Monitor {
                     }
                 }
             }
+            Command::Inject {
+                devices,
+                interfaces,
+                notes,
+            } => {
+                let words = notes
+                    .iter()
+                    .chain(&self.request.labels)
+                    .chain(&self.request.notes);
+                let done = check::devices(&devices)
+                    .and_then(|()| check::interfaces(&interfaces, self.request.network))
+                    .and_then(|()| check::words(words))
+                    .map_err(|refusal| Refusal {
+                        stage: "inject".into(),
+                        ..refusal
+                    })
+                    .and_then(|()| self.give(devices, interfaces));
+                if done.is_ok() {
+                    self.request.notes.extend(notes);
+                }
+                self.answer(number, done);
+            }
+            Command::Eject { devices } => {
+                let done = check::devices(&devices).and_then(|()| self.take(&devices));
+                self.answer(number, done);
+            }
             Command::Stop => self.on_stop(number),
             Command::Signal { signal } => {
                 let done = check::signal(signal).and_then(|()| self.signal(signal));

@@ -90,6 +90,8 @@ impl Monitor {
         self.pid = Some(container.pid());
         self.start_time = Some(container.start_time());
         self.container = Some(container);
+        let devices = self.request.devices.clone();
+        self.link_devices(&devices)?;
         // Those of the request went in while it was made.
         self.watch_links(&self.request.interfaces.clone())
     }
@@ -102,6 +104,7 @@ impl Monitor {
             pid,
             start_time,
             proof,
+            takes: true,
         });
     }
 
@@ -163,6 +166,89 @@ impl Monitor {
         }
     }
 
+    /// udev's links to the nodes that are there.
+    fn link_devices(&mut self, devices: &[DeviceGrant]) -> Result<(), Refusal> {
+        let Some(container) = &self.container else {
+            return Ok(());
+        };
+        for device in devices.iter().filter(|device| !device.links.is_empty()) {
+            container
+                .link_device(device.path.as_ref(), &device.links)
+                .map_err(|e| refusal("device", chain(&e), e.hint()))?;
+        }
+        Ok(())
+    }
+
+    /// Gives a running container devices: all or none.
+    pub(super) fn give(
+        &mut self,
+        devices: Vec<DeviceGrant>,
+        interfaces: Vec<InterfaceGrant>,
+    ) -> Result<(), Refusal> {
+        self.living("inject", &[Phase::Running, Phase::Frozen])?;
+        let had = |request: &crate::wire::LaunchRequest, device: &DeviceGrant| {
+            request.devices.iter().any(|d| d.path == device.path)
+        };
+        if let Some(twice) = devices.iter().find(|device| had(&self.request, device)) {
+            let message = format!("{} is there already", twice.path);
+            return Err(refusal("inject", message, None));
+        }
+        for device in &devices {
+            self.node_is_there(device)?;
+        }
+        if let Err(error) = self.inject(&devices, &interfaces) {
+            // What went in before it failed goes out again; what never went in is no loss.
+            let left = self.take(&devices).err();
+            let message = match left {
+                Some(left) => format!("{}; could not be undone: {}", error.message, left.message),
+                None => error.message,
+            };
+            return Err(Refusal {
+                stage: "inject".into(),
+                message,
+                ..error
+            });
+        }
+        self.request.devices.extend(devices);
+        self.request.interfaces.extend(interfaces);
+        Ok(())
+    }
+
+    /// A device that has gone since its event came is not given: its number may be another's by now.
+    fn node_is_there(&self, device: &DeviceGrant) -> Result<(), Refusal> {
+        let kind = if device.block { "block" } else { "char" };
+        let path = format!("/sys/dev/{kind}/{}:{}", device.major, device.minor);
+        match std::path::Path::new(&path).symlink_metadata() {
+            Ok(_) => Ok(()),
+            Err(e) => Err(refusal(
+                "inject",
+                format!("{} has gone: {path}: {e}", device.path),
+                None,
+            )),
+        }
+    }
+
+    /// Takes devices back: every one is tried, the first error is told.
+    pub(super) fn take(&mut self, devices: &[DeviceGrant]) -> Result<(), Refusal> {
+        let Some(container) = &mut self.container else {
+            return Ok(());
+        };
+        let mut failed = None;
+        for device in devices {
+            container.unlink_device(device.path.as_ref(), &device.links);
+            if let Err(e) = container.eject_device(&crate::compose::device(device)) {
+                failed.get_or_insert(refusal("eject", chain(&e), e.hint()));
+            }
+        }
+        let same = |a: &DeviceGrant, b: &DeviceGrant| {
+            a.path == b.path && (a.block, a.major, a.minor) == (b.block, b.major, b.minor)
+        };
+        self.request
+            .devices
+            .retain(|had| !devices.iter().any(|gone| same(had, gone)));
+        failed.map_or(Ok(()), Err)
+    }
+
     fn inject(&mut self, devices: &[DeviceGrant], interfaces: &[InterfaceGrant]) -> Result<(), Refusal> {
         let Some(container) = &mut self.container else {
             return Ok(());
@@ -172,6 +258,10 @@ impl Monitor {
                 .inject_device(&crate::compose::device(device))
                 .map_err(|e| refusal("device", chain(&e), e.hint()))?;
         }
+        self.link_devices(devices)?;
+        let Some(container) = &mut self.container else {
+            return Ok(());
+        };
         for interface in interfaces {
             container
                 .move_interface_in(&crate::compose::interface(interface))

@@ -437,6 +437,7 @@ impl Monitor {
             log: self.paths.log(&self.request.id),
             dropped_bytes: self.output.as_ref().map_or(self.dropped, Output::dropped),
             timing: self.timing.clone(),
+            takes: true,
         };
         (status, fds)
     }

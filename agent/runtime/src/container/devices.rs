@@ -4,7 +4,7 @@
 //! follows, so that the next proof asks for what is true now.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use berth_rt::cgroup::{Access, DeviceKind, DeviceRule};
 use nix::fcntl::OFlag;
@@ -118,6 +118,27 @@ impl Container {
             devices.push(device.word());
         }
         Ok(())
+    }
+
+    /// Make links to a device's node: `links` are paths below the container's /dev. One whose name is taken is left out.
+    ///
+    /// # Errors
+    /// A link cannot be made for another reason.
+    pub fn link_device(&self, node: &Path, links: &[String]) -> Result<(), ContainerError> {
+        let root = self.root()?;
+        for link in links {
+            crate::dev::link(root.as_fd(), &Path::new("/dev").join(link), node)?;
+        }
+        Ok(())
+    }
+
+    /// Take those links away that are still links to the node.
+    pub fn unlink_device(&self, node: &Path, links: &[String]) {
+        // A container that has ended took them with it.
+        let Ok(root) = self.root() else { return };
+        for link in links {
+            crate::dev::unlink(root.as_fd(), &Path::new("/dev").join(link), node);
+        }
     }
 
     /// Take a device away: the permission, then the node if it is still that device.

@@ -27,7 +27,11 @@ fn plug_unplug_replug() {
         assert_eq!(request.process.args, ["a", "--rule"]);
         assert_eq!(request.process.env, [("DEV".to_owned(), "x".to_owned())]);
         w.up("pump-ttyusb0");
-        assert_eq!(w.unplug(TTY), ["stop pump-ttyusb0"]);
+        // Denied at once, whatever time it takes to stop.
+        assert_eq!(
+            w.unplug(TTY),
+            ["eject pump-ttyusb0 /dev/port", "stop pump-ttyusb0"]
+        );
         assert_eq!(w.down("pump-ttyusb0", 0), Vec::<String>::new());
         assert_eq!(w.phase("pump-ttyusb0"), "absent");
         assert!(w.state.held().is_empty());
@@ -64,7 +68,10 @@ fn a_lost_remove_is_seen_by_the_incarnation() {
     w.up("pump-ttyusb0");
     // A resync tells the same again: nothing happens. Another inode: it was unplugged meanwhile.
     assert_eq!(w.plug(TTY, "serial", "1"), Vec::<String>::new());
-    assert_eq!(w.plug(TTY, "serial", "2"), ["stop pump-ttyusb0"]);
+    assert_eq!(
+        w.plug(TTY, "serial", "2"),
+        ["eject pump-ttyusb0 /dev/port", "stop pump-ttyusb0"]
+    );
     assert_eq!(w.down("pump-ttyusb0", 0), ["launch pump-ttyusb0"]);
 }
 
@@ -114,6 +121,7 @@ fn a_rule_that_asks_for_what_the_device_lacks_fails_and_mends() {
     let event = |facts: &Facts| Event::Device {
         facts: Arc::new(facts.clone()),
         matches: vec![matched("serial")],
+        before: None,
     };
     assert_eq!(w.step(event(&bare)), Vec::<String>::new());
     assert_eq!(w.phase("pump-ttyusb0"), "failed");
@@ -189,8 +197,11 @@ fn unplugged_while_the_agent_was_away() {
     before.plug(TTY, "serial", "1");
     for (there, out) in [
         (Some("1"), &[][..]),
-        (Some("2"), &["stop pump-ttyusb0"][..]),
-        (None, &["stop pump-ttyusb0"]),
+        (
+            Some("2"),
+            &["eject pump-ttyusb0 /dev/port", "stop pump-ttyusb0"][..],
+        ),
+        (None, &["eject pump-ttyusb0 /dev/port", "stop pump-ttyusb0"]),
     ] {
         let mut w = World::new(2, &serial(""));
         w.requests = before.requests.clone();
@@ -216,6 +227,7 @@ fn an_armed_container_takes_the_device_and_the_pool_fills_again() {
         Report::Created {
             pid: 5,
             start_time: 1,
+            takes: true,
         },
     );
     assert_eq!(w.phase("pump-armed-0"), "armed");
@@ -226,7 +238,10 @@ fn an_armed_container_takes_the_device_and_the_pool_fills_again() {
     w.report("pump-armed-0", started());
     assert_eq!(w.phase("pump-armed-0"), "running");
     assert_eq!(w.state.instances["pump-armed-0"].name, "pump-ttyusb0");
-    assert_eq!(w.unplug(TTY), ["stop pump-armed-0"]);
+    assert_eq!(
+        w.unplug(TTY),
+        ["eject pump-armed-0 /dev/port", "stop pump-armed-0"]
+    );
     w.down("pump-armed-0", 0);
     assert_eq!(w.phase("pump-armed-0"), "absent");
     assert_eq!(w.state.held().len(), 1, "the pool's own");
@@ -240,6 +255,7 @@ fn a_crashed_container_that_was_armed_is_launched_cold() {
         Report::Created {
             pid: 5,
             start_time: 1,
+            takes: true,
         },
     );
     assert_eq!(w.plug(TTY, "serial", "1"), ["start pump-armed-0"]);
@@ -259,6 +275,7 @@ fn armed_containers_yield_their_cores_where_that_helps() {
         Report::Created {
             pid: 5,
             start_time: 1,
+            takes: true,
         },
     );
     // Two cores are not to be had whatever yields; one is.

@@ -127,6 +127,7 @@ fn word(world: &World, id: &str, k: u8) -> Option<Report> {
         0 => Report::Created {
             pid: 1,
             start_time: 1,
+            takes: true,
         },
         1 => started(),
         2 if phase.is_live() || *phase == Phase::Stopping => exit(1),

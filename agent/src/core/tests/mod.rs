@@ -2,6 +2,7 @@
 //! of events. `World` plays the monitors and the launcher.
 
 mod devices;
+mod identity;
 mod invariants;
 mod journeys;
 mod users;
@@ -97,6 +98,20 @@ pub(super) fn short(effect: &Effect) -> Option<String> {
     Some(match effect {
         Effect::Launch { request, .. } => format!("launch {}", request.id),
         Effect::Start { id, .. } => format!("start {id}"),
+        Effect::Inject {
+            id,
+            devices,
+            interfaces,
+            ..
+        } => {
+            let devices: Vec<&str> = devices.iter().map(|d| d.path.as_str()).collect();
+            let interfaces: Vec<&str> = interfaces.iter().map(|i| i.name.as_str()).collect();
+            format!("inject {id} {}", [devices, interfaces].concat().join(" "))
+        }
+        Effect::Eject { id, devices } => {
+            let devices: Vec<&str> = devices.iter().map(|d| d.path.as_str()).collect();
+            format!("eject {id} {}", devices.join(" "))
+        }
         Effect::Stop(id) => format!("stop {id}"),
         Effect::Signal(id, signal) => format!("signal {id} {signal}"),
         Effect::Freeze(id) => format!("freeze {id}"),
@@ -168,6 +183,7 @@ impl World {
             Report::Created {
                 pid: 100,
                 start_time: 1,
+                takes: true,
             },
         );
         let out = self.report(id, started());
@@ -197,6 +213,16 @@ impl World {
         self.step(Event::Device {
             facts: Arc::new(facts(key, incarnation)),
             matches: vec![matched(rule)],
+            before: None,
+        })
+    }
+
+    /// Plugs a device for which the rule makes `matched` of it.
+    pub(super) fn plug_as(&mut self, key: &str, incarnation: &str, matched: RuleMatch) -> Vec<String> {
+        self.step(Event::Device {
+            facts: Arc::new(facts(key, incarnation)),
+            matches: vec![matched],
+            before: None,
         })
     }
 
@@ -223,6 +249,7 @@ impl World {
             log: Default::default(),
             dropped_bytes: 0,
             timing: Vec::new(),
+            takes: true,
         }
     }
 }
@@ -240,6 +267,7 @@ pub(super) fn facts(key: &str, incarnation: &str) -> Facts {
         interface: net.then(|| sysname.clone()),
         ifindex: net.then_some(7),
         node: None,
+        links: Vec::new(),
         incarnation: incarnation.to_owned(),
         record: String::new(),
         sysname,

@@ -104,6 +104,7 @@ fn an_armed_container_that_cannot_start_is_stopped_and_counts() {
         Report::Created {
             pid: 1,
             start_time: 1,
+            takes: true,
         },
     );
     w.plug("/d/tty1", "serial", "1");

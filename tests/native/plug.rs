@@ -1,0 +1,260 @@
+//! Devices and containers that go on together: given and taken while they run, bundles, what is forbidden, what runs
+//! when a device has gone, and what is refused.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use berth_tests::agent::Agent;
+use berth_tests::node::Loop;
+use libtest_mimic::Trial;
+
+use crate::journey::{name, pid, wait_gone, wait_running};
+use crate::test;
+
+pub(crate) fn tests() -> Vec<Trial> {
+    vec![
+        test("plug::taken at once, given back within its grace", grace),
+        test("plug::kept without its device", keep),
+        test("plug::handed over to the next", hand_over),
+        test("plug::a bundle waits for all of its devices", bundle),
+        test(
+            "plug::forbidden, and what runs when a device has gone",
+            forbid_and_remove,
+        ),
+        test("plug::links, owner and templates inside", inside),
+    ]
+}
+
+fn documents(rule: &str) -> String {
+    format!(
+        "apiVersion: berth/v1\nkind: Workload\nmetadata: {{name: hot}}\nspec:\n  image: berth-sample-busybox:latest\n  \
+         command: [\"/bin/sleep\", \"1000\"]\n  run: onDevice\n  profile: device-worker\n  cpus: shared\n  \
+         stop: {{signal: SIGKILL, grace: 1s}}\n---\n\
+         apiVersion: berth/v1\nkind: HotplugRule\nmetadata: {{name: hot}}\nspec:\n  workload: hot\n{rule}"
+    )
+}
+
+const DISKS: &str =
+    "  match: SUBSYSTEM==\"block\", KERNEL==\"loop31[0-9]\"\n  device: {path: /dev/disk, access: r}\n";
+
+/// The node inside, seen from outside.
+fn node(agent: &Agent) -> Result<PathBuf> {
+    Ok(format!("/proc/{}/root/dev/disk", pid(agent, "hot")?).into())
+}
+
+/// What the kernel lets the container do, where it says so (cgroup v1).
+fn allowed(agent: &Agent) -> Result<Option<String>> {
+    let pid = pid(agent, "hot")?;
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    let path = groups
+        .lines()
+        .find_map(|line| line.split_once(":devices:").map(|(_, path)| path.to_string()));
+    let Some(path) = path else { return Ok(None) };
+    let list = Path::new("/sys/fs/cgroup/devices")
+        .join(&path[1..])
+        .join("devices.list");
+    Ok(Some(
+        fs::read_to_string(&list).with_context(|| list.display().to_string())?,
+    ))
+}
+
+/// Waits until the container has the device, or has it no longer: the node and the permission.
+fn wait_device(agent: &mut Agent, number: u32, there: bool) -> Result<()> {
+    agent.wait_for(&format!("device 7:{number} inside is {there}"), |a| {
+        let permitted = allowed(a)?.is_none_or(|list| list.contains(&format!("b 7:{number} r")) == there);
+        Ok(permitted && node(a)?.exists() == there)
+    })
+}
+
+fn grace() -> Result<()> {
+    let mut agent = Agent::start("grace")?;
+    agent.apply(&documents(&format!("{DISKS}  unplug: {{grace: 4s}}\n")))?;
+    let mut disk = Loop::number(310);
+    disk.plug()?;
+    wait_running(&mut agent, "hot", 1)?;
+    wait_device(&mut agent, 310, true)?;
+    let (before, named) = (pid(&agent, "hot")?, name(&agent, "hot")?);
+    for _ in 0..crate::rounds(3) {
+        disk.unplug()?;
+        wait_device(&mut agent, 310, false)?;
+        ensure!(pid(&agent, "hot")? == before, "it was stopped");
+        disk.plug()?;
+        wait_device(&mut agent, 310, true)?;
+        let read = agent.try_run(&[
+            "exec",
+            &named,
+            "/bin/dd",
+            "if=/dev/disk",
+            "of=/dev/null",
+            "count=1",
+        ])?;
+        let words = String::from_utf8_lossy(&read.stderr).into_owned();
+        // An empty loop device gives no block, but it opens.
+        ensure!(read.status.success(), "{words}");
+        agent.ok(&["prove"])?;
+    }
+    ensure!(pid(&agent, "hot")? == before, "another process");
+    disk.unplug()?;
+    wait_gone(&mut agent, "hot")?;
+    let events = agent.ok(&["events"])?;
+    ensure!(
+        events.contains("device-taken") && events.contains("device-given"),
+        "{events}"
+    );
+    agent.finish()
+}
+
+fn keep() -> Result<()> {
+    let mut agent = Agent::start("keep")?;
+    agent.apply(&documents(&format!("{DISKS}  unplug: {{then: keep}}\n")))?;
+    let mut disk = Loop::number(311);
+    disk.plug()?;
+    wait_running(&mut agent, "hot", 1)?;
+    let before = pid(&agent, "hot")?;
+    disk.unplug()?;
+    wait_device(&mut agent, 311, false)?;
+    // An agent that comes later knows that it has none.
+    let agent_pid = agent.pid()?;
+    agent.kill9(agent_pid)?;
+    agent.spawn(&[])?;
+    disk.plug()?;
+    wait_running(&mut agent, "hot", 1)?;
+    agent.wait_for("it has a device again", |a| {
+        Ok(a.in_state("running")?.len() == 1 && node(a)?.exists())
+    })?;
+    disk.unplug()?;
+    let _ = before;
+    agent.finish()
+}
+
+fn hand_over() -> Result<()> {
+    let mut agent = Agent::start("handover")?;
+    agent.apply(&documents(&format!("{DISKS}  unplug: {{then: handOver}}\n")))?;
+    let (mut one, mut two) = (Loop::number(312), Loop::number(313));
+    one.plug()?;
+    wait_running(&mut agent, "hot", 1)?;
+    wait_device(&mut agent, 312, true)?;
+    let before = pid(&agent, "hot")?;
+    two.plug()?;
+    one.unplug()?;
+    wait_device(&mut agent, 313, true)?;
+    ensure!(pid(&agent, "hot")? == before, "it was started anew");
+    two.unplug()?;
+    wait_gone(&mut agent, "hot")?;
+    agent.finish()
+}
+
+fn bundle() -> Result<()> {
+    let mut agent = Agent::start("bundle")?;
+    let member = |name: &str, number: u32| {
+        format!(
+            "    - {{name: {name}, match: 'SUBSYSTEM==\"block\", KERNEL==\"loop{number}\"', \
+             device: {{path: /dev/{name}, access: r}}, env: [{{name: D_{}, value: $kernel}}]}}\n",
+            name.to_uppercase()
+        )
+    };
+    let rule = format!(
+        "  bundle:\n    need: all\n    devices:\n{}{}",
+        member("left", 314),
+        member("right", 315)
+    );
+    agent.apply(&documents(&rule))?;
+    let (mut left, mut right) = (Loop::number(314), Loop::number(315));
+    for _ in 0..crate::rounds(2) {
+        left.plug()?;
+        agent.wait_for("it is partial", |a| Ok(a.in_state("partial")?.len() == 1))?;
+        let reason = agent.in_state("partial")?[0]["reason"].to_string();
+        ensure!(reason.contains("has left; lacks right"), "{reason}");
+        right.plug()?;
+        wait_running(&mut agent, "hot", 1)?;
+        let pid = pid(&agent, "hot")?;
+        for name in ["left", "right"] {
+            ensure!(
+                Path::new(&format!("/proc/{pid}/root/dev/{name}")).exists(),
+                "no {name}"
+            );
+        }
+        let env = fs::read_to_string(format!("/proc/{pid}/environ"))?;
+        ensure!(
+            env.contains("D_LEFT=loop314") && env.contains("D_RIGHT=loop315"),
+            "{env}"
+        );
+        left.unplug()?;
+        agent.wait_for("it is partial again", |a| Ok(a.in_state("partial")?.len() == 1))?;
+        right.unplug()?;
+        wait_gone(&mut agent, "hot")?;
+    }
+    agent.finish()
+}
+
+fn forbid_and_remove() -> Result<()> {
+    let mut agent = Agent::start("forbid")?;
+    let more = "---\napiVersion: berth/v1\nkind: HotplugRule\nmetadata: {name: never}\nspec:\n  forbid: true\n  priority: 9\n  \
+                match: {all: ['SUBSYSTEM==\"block\"', {not: 'KERNEL==\"loop317\"'}]}\n\
+                ---\napiVersion: berth/v1\nkind: Workload\nmetadata: {name: after}\nspec:\n  image: berth-sample-busybox:latest\n  \
+                command: [\"/bin/echo\", \"gone\"]\n  run: onDevice\n  profile: device-worker\n\
+                ---\napiVersion: berth/v1\nkind: HotplugRule\nmetadata: {name: after}\nspec:\n  workload: after\n  trigger: [remove]\n  \
+                match: KERNEL==\"loop317\"\n  args: [\"$kernel\"]\n";
+    agent.apply(&(documents(DISKS) + more))?;
+    let (mut bad, mut good) = (Loop::number(316), Loop::number(317));
+    bad.plug()?;
+    good.plug()?;
+    wait_running(&mut agent, "hot", 1)?;
+    ensure!(name(&agent, "hot")?.ends_with("loop317"), "the wrong one");
+    let events = agent.ok(&["events"])?;
+    ensure!(events.contains("forbidden by rule never"), "{events}");
+    let told = agent.ok(&["device", "explain", &bad.syspath().display().to_string()])?;
+    ensure!(told.contains("not: KERNEL") && told.contains("forbid"), "{told}");
+    bad.unplug()?;
+    good.unplug()?;
+    agent.wait_for("it ran once", |a| {
+        let all = a.in_state("completed")?;
+        Ok(all.len() == 1 && all[0]["name"] == "after-loop317")
+    })?;
+    ensure!(
+        agent.ok(&["logs", "after-loop317"])?.contains("gone loop317"),
+        "its argument"
+    );
+    wait_gone(&mut agent, "hot")?;
+    agent.finish()
+}
+
+fn inside() -> Result<()> {
+    let mut agent = Agent::start("inside")?;
+    let data = agent.path("data");
+    fs::create_dir_all(data.join("loop318"))?;
+    let rule = format!(
+        "  match: SUBSYSTEM==\"block\", KERNEL==\"loop318\"\n  name: \"of-$kernel\"\n  \
+         device: {{path: /dev/d/$kernel, access: r, mode: \"0640\", uid: 7, gid: 9, links: true}}\n  \
+         mounts: [{{source: {}/$kernel, destination: /data}}]\n",
+        data.display()
+    );
+    agent.apply(&documents(&rule))?;
+    let mut disk = Loop::number(318);
+    disk.plug()?;
+    wait_running(&mut agent, "hot", 1)?;
+    ensure!(
+        name(&agent, "hot")? == "hot-of-loop318",
+        "{}",
+        name(&agent, "hot")?
+    );
+    let root = format!("/proc/{}/root", pid(&agent, "hot")?);
+    let meta = fs::metadata(format!("{root}/dev/d/loop318"))?;
+    use std::os::unix::fs::MetadataExt;
+    ensure!(
+        (meta.uid(), meta.gid(), meta.mode() & 0o777) == (7, 9, 0o640),
+        "{}:{} {:o}",
+        meta.uid(),
+        meta.gid(),
+        meta.mode()
+    );
+    fs::write(data.join("loop318/word"), "kept")?;
+    ensure!(
+        fs::read_to_string(format!("{root}/data/word"))? == "kept",
+        "another folder"
+    );
+    disk.unplug()?;
+    wait_gone(&mut agent, "hot")?;
+    agent.finish()
+}
