@@ -227,7 +227,7 @@ fn inside() -> Result<()> {
     let rule = format!(
         "  match: SUBSYSTEM==\"block\", KERNEL==\"loop318\"\n  name: \"of-$kernel\"\n  \
          device: {{path: /dev/d/$kernel, access: r, mode: \"0640\", uid: 7, gid: 9, links: true}}\n  \
-         mounts: [{{source: {}/$kernel, destination: /data}}]\n",
+         mounts: [{{source: {}/$kernel, destination: /tmp}}]\n",
         data.display()
     );
     agent.apply(&documents(&rule))?;
@@ -251,7 +251,7 @@ fn inside() -> Result<()> {
     );
     fs::write(data.join("loop318/word"), "kept")?;
     ensure!(
-        fs::read_to_string(format!("{root}/data/word"))? == "kept",
+        fs::read_to_string(format!("{root}/tmp/word"))? == "kept",
         "another folder"
     );
     disk.unplug()?;

@@ -304,7 +304,7 @@ fn check_given(
         let plain = safe::is_interface_name(name) && name != "lo" && !name.contains('%');
         if fixed(name) {
             fault("interface.name", format!("is a template: `{found}`"), FIXED);
-        } else if !plain && !(name.contains('$') && name.len() < 256) {
+        } else if !(plain || name.contains('$') && name.len() < 256) {
             fault(
                 "interface.name",
                 format!("{found:?} is no name for it"),

@@ -23,6 +23,7 @@ fn device(path: &str) -> DeviceGrant {
         mode: 0o660,
         uid: 0,
         gid: 0,
+        links: Vec::new(),
     }
 }
 
