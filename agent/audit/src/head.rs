@@ -50,6 +50,18 @@ impl Default for Head {
 }
 
 impl Head {
+    /// The head of the chain in `folder`; `None` where nothing was recorded there.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn of(folder: &std::path::Path) -> io::Result<Option<Head>> {
+        match File::open(folder.join("head")) {
+            Ok(file) => Head::read(&file),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Reads it; `None` where there is none, or none that can be read.
     pub(crate) fn read(file: &File) -> io::Result<Option<Head>> {
         let mut bytes = [0; SIZE];

@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         preloaded_dir: "/nonexistent".into(),
         cgroup_parent,
         proof_interval: Duration::from_millis(interval),
+        ..LauncherConfig::default()
     };
     match launcher::main(config) {
         Ok(()) => ExitCode::SUCCESS,

@@ -16,6 +16,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use berth_audit::{Entry, Sink, Who};
 use berth_images::{Mode, Stores};
 use berth_rt::cgroup::Hierarchy;
 use nix::errno::Errno;
@@ -32,7 +33,9 @@ use crate::frame::decode_first;
 use crate::harden::{self, HardenError};
 use crate::monitor::{self, Seed};
 use crate::paths::{self, Paths};
+use crate::policy::{Parse, PolicyFile, from_json};
 use crate::profile::Profiles;
+use crate::record::{self, Recorder};
 use crate::selinux::Labels;
 use crate::wire::{LaunchRequest, LauncherRequest, Refusal, Reply};
 use crate::{check, socket};
@@ -42,6 +45,9 @@ use spare::Spare;
 const MAX_CONNS: usize = 64;
 /// A connection that has said nothing whole for so long is closed.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Without anything to do it looks at the agent's audit log so often.
+const REST_MS: i32 = 600_000;
 
 /// How the launcher is started.
 #[derive(Debug, Clone)]
@@ -58,6 +64,12 @@ pub struct LauncherConfig {
     pub cgroup_parent: String,
     /// Between two running proofs; at least 100 ms.
     pub proof_interval: Duration,
+    /// Reads the policy's text.
+    pub parse_policy: Parse,
+    /// Where audit records go besides the log: `none`, `journald`, `syslog`.
+    pub audit_to: String,
+    /// Most bytes of the audit log, at least 64 KiB.
+    pub audit_bytes: u64,
 }
 
 impl Default for LauncherConfig {
@@ -69,6 +81,9 @@ impl Default for LauncherConfig {
             preloaded_dir: "/usr/share/berth/images".into(),
             cgroup_parent: "berth".into(),
             proof_interval: Duration::from_secs(2),
+            parse_policy: from_json,
+            audit_to: "none".into(),
+            audit_bytes: 16 << 20,
         }
     }
 }
@@ -136,6 +151,7 @@ impl LauncherError {
 
 struct Peer {
     conn: Conn,
+    who: Option<Who>,
     since: Instant,
 }
 
@@ -152,6 +168,8 @@ struct Launcher {
     hierarchy: Hierarchy,
     store: Option<Stores>,
     profiles: Profiles,
+    policy: PolicyFile,
+    recorder: Recorder,
     labels: Labels,
     signals: SignalFd,
     listener: OwnedFd,
@@ -193,6 +211,17 @@ pub fn main(config: LauncherConfig) -> Result<(), LauncherError> {
         config: config.config_dir.clone(),
     };
     paths.make().map_err(setup("folders"))?;
+    let sink = Sink::named(&config.audit_to).ok_or_else(|| LauncherError::Setting {
+        setting: "--audit-to",
+        reason: format!("{:?}: none, journald or syslog", config.audit_to),
+    })?;
+    let recorder = Recorder::open(&paths.audit("launcher"), config.audit_bytes, sink);
+    let recorder = recorder.map_err(|e| setup("audit log")(io::Error::other(e)))?;
+    let mut policy = PolicyFile::new(&config.config_dir, config.parse_policy);
+    if let Err(e) = policy.read() {
+        // It serves: containers that run are kept. Nothing new is launched until the file is mended.
+        eprintln!("berth launcher: nothing is launched: {e}");
+    }
     let hierarchy = Hierarchy::discover(std::path::Path::new("/")).map_err(|e| LauncherError::Cgroups {
         message: chain(&e),
         hint: e.hint(),
@@ -209,6 +238,8 @@ pub fn main(config: LauncherConfig) -> Result<(), LauncherError> {
         hierarchy,
         store: None,
         profiles: Profiles::new(config.config_dir.join("profiles")),
+        policy,
+        recorder,
         labels: Labels::find(std::path::Path::new("/sys"), &config.run_dir),
         signals,
         listener,
@@ -218,6 +249,8 @@ pub fn main(config: LauncherConfig) -> Result<(), LauncherError> {
         stirred: true,
         config,
     };
+    let begun = Entry::new("launcher", "launcher", format!("serves {}", socket.display()));
+    launcher.recorder.note(begun).ok();
     launcher.adopt();
     eprintln!("berth launcher: serving {}", socket.display());
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
@@ -277,6 +310,7 @@ impl Launcher {
             } else if ready.iter().all(PollFlags::is_empty) {
                 // Nothing came for a while.
                 self.stirred = !self.peers.is_empty();
+                self.recorder.rest(&self.paths.audit("agent"));
                 harden::trim();
                 harden::unmap_text();
             } else {
@@ -315,7 +349,7 @@ impl Launcher {
         let timeout = if self.spare.lacks() {
             PollTimeout::try_from(spare::QUIET).unwrap_or(PollTimeout::ZERO)
         } else if rests {
-            PollTimeout::NONE
+            PollTimeout::try_from(REST_MS).unwrap_or(PollTimeout::MAX)
         } else {
             PollTimeout::from(1000u16)
         };
@@ -345,12 +379,25 @@ impl Launcher {
         match socket::accept(self.listener.as_fd()) {
             Ok(Some(stream)) => match socket::peer(stream.as_fd()) {
                 Ok((_, 0)) if self.peers.len() < MAX_CONNS => {
+                    let who = socket::who(stream.as_fd()).ok();
                     self.peers.push(Peer {
                         conn: Conn::new(stream),
+                        who,
                         since: Instant::now(),
                     });
                 }
-                Ok((pid, uid)) => eprintln!("berth launcher: turned away process {pid} of uid {uid}"),
+                Ok((pid, uid)) => {
+                    eprintln!("berth launcher: turned away process {pid} of uid {uid}");
+                    let refusal = check::refuse(format!(
+                        "the launcher hears uid 0 alone, and {MAX_CONNS} connections"
+                    ));
+                    self.refused(
+                        "connection",
+                        "launcher",
+                        &refusal,
+                        socket::who(stream.as_fd()).ok(),
+                    );
+                }
                 Err(e) => eprintln!("berth launcher: SO_PEERCRED: {e}"),
             },
             Ok(None) => {}
@@ -380,7 +427,9 @@ impl Launcher {
             Ok(None) => {}
             Err(e) => {
                 let peer = self.peers.swap_remove(n);
-                self.answer(peer, Err(check::refuse(e.to_string())));
+                let refusal = check::refuse(e.to_string());
+                self.refused("request", "launcher", &refusal, peer.who.clone());
+                self.answer(peer, Err(refusal));
             }
         }
     }
@@ -388,14 +437,32 @@ impl Launcher {
     fn on_request(&mut self, peer: Peer, line: &[u8]) {
         let begun = Instant::now();
         match decode_first::<LauncherRequest>(line) {
-            Err(e) => self.answer(peer, Err(check::refuse(e.to_string()))),
+            Err(e) => {
+                let refusal = check::refuse(e.to_string());
+                self.refused("request", "launcher", &refusal, peer.who.clone());
+                self.answer(peer, Err(refusal));
+            }
             Ok(LauncherRequest::Ping { .. }) => self.answer(peer, Ok(())),
             Ok(LauncherRequest::Sweep { id, .. }) => {
                 let done = check::id(&id).and_then(|()| self.sweep(&id));
+                match &done {
+                    Ok(()) => {
+                        let swept = Entry::new("sweep", &id, "what a dead monitor left is freed")
+                            .who(peer.who.clone());
+                        self.recorder.note(swept).ok();
+                    }
+                    Err(refusal) => self.refused("sweep", &id, refusal, peer.who.clone()),
+                }
                 self.answer(peer, done);
             }
             Ok(LauncherRequest::Launch(request)) => self.launch(peer, *request, begun),
         }
+    }
+
+    fn refused(&self, kind: &str, subject: &str, refusal: &Refusal, who: Option<Who>) {
+        self.recorder
+            .note(record::refused(kind, subject, refusal, who))
+            .ok();
     }
 
     /// The last word on a connection.
@@ -414,7 +481,28 @@ impl Launcher {
         let id = request.id.clone();
         let mut judged = match self.judge(&request, begun) {
             Ok(judged) => judged,
-            Err(refusal) => return self.answer(peer, Err(refusal)),
+            Err(refusal) => {
+                self.refused("request", &id, &refusal, peer.who.clone());
+                return self.answer(peer, Err(refusal));
+            }
+        };
+        let asked = Entry::new(
+            "request",
+            &id,
+            format!("launch of {} with profile {}", request.workload, request.profile),
+        )
+        .who(peer.who.clone())
+        .detail(record::asked(&request));
+        // What need not be recorded first is recorded while the monitor is at work.
+        let asked = if judged.policy.audit.required {
+            if let Err(refusal) = self.recorder.note(asked) {
+                drop(paths::remove_tree(&self.paths.storage(&id)));
+                self.labels.free(&id);
+                return self.answer(peer, Err(refusal));
+            }
+            None
+        } else {
+            Some(asked)
         };
         if judged.plan.wants_network()
             && let Some(network) = self.spare.take()
@@ -429,6 +517,8 @@ impl Launcher {
             boot_id: self.boot_id.clone(),
             proof_interval: self.config.proof_interval,
             conn: peer.conn,
+            who: peer.who,
+            policy: judged.policy,
             timing: judged.timing,
             begun: Instant::now(),
         };
@@ -446,6 +536,7 @@ impl Launcher {
                 self.answer(
                     Peer {
                         conn: seed.conn,
+                        who: seed.who,
                         since: begun,
                     },
                     Err(refusal),
@@ -454,13 +545,17 @@ impl Launcher {
             Ok(ForkResult::Child) => {
                 seed.mark("fork");
                 self.leave();
-                let status = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| monitor::run(seed)))
-                    .unwrap_or(101);
+                let recorder = &self.recorder;
+                let run = std::panic::AssertUnwindSafe(|| monitor::run(seed, recorder));
+                let status = std::panic::catch_unwind(run).unwrap_or(101);
                 // SAFETY: ends the process at once; the launcher's exit handlers are not the monitor's.
                 unsafe { libc::_exit(status) }
             }
             Ok(ForkResult::Parent { child }) => {
                 drop(seed);
+                if let Some(asked) = asked {
+                    self.recorder.note(asked).ok();
+                }
                 match socket::pidfd_open(child.as_raw()) {
                     Ok(pidfd) => self.watched.push(Watched { id, pidfd }),
                     // A child that is not yet reaped always has one; without descriptors left it cannot be watched.

@@ -7,7 +7,9 @@
 //! RUN/verified/HEX              a preloaded image that was hashed in this boot
 //! STATE/logs/ID.log, ID.log.1   output, CRI format
 //! STATE/containers/ID/          upper and work folder of a writable root; gone once the container ended
+//! STATE/audit/launcher/         what was asked for, launched, refused, drifted (berth-audit)
 //! ETC/profiles/NAME.json        profiles of the node's own
+//! ETC/launcher/policy.yaml      what may be asked for
 //! ```
 
 use std::io::{self, Write};
@@ -53,6 +55,11 @@ impl Paths {
         self.state.join("logs").join(format!("{id}.log"))
     }
 
+    /// STATE/audit/WHOSE: the audit log of `agent` or `launcher`.
+    pub fn audit(&self, whose: &str) -> PathBuf {
+        self.state.join("audit").join(whose)
+    }
+
     /// STATE/containers/ID.
     pub fn storage(&self, id: &str) -> PathBuf {
         self.state.join("containers").join(id)
@@ -71,6 +78,7 @@ impl Paths {
             (self.state.clone(), 0o755),
             (self.state.join("logs"), 0o750),
             (self.state.join("containers"), 0o700),
+            (self.state.join("audit"), 0o700),
         ];
         for (folder, mode) in folders {
             make_dir(&folder, mode)?;

@@ -92,6 +92,20 @@ pub fn peer(fd: BorrowedFd<'_>) -> io::Result<(i32, u32)> {
     Ok((credentials.pid(), credentials.uid()))
 }
 
+/// Who is at the other end: user, group and process, as the kernel noted them when it connected.
+///
+/// # Errors
+/// The kernel's.
+pub fn who(fd: BorrowedFd<'_>) -> io::Result<berth_audit::Who> {
+    let credentials = socket::getsockopt(&fd, sockopt::PeerCredentials)?;
+    Ok(berth_audit::Who {
+        uid: credentials.uid(),
+        gid: credentials.gid(),
+        pid: credentials.pid(),
+        role: None,
+    })
+}
+
 /// Sends some of `bytes`, with `fds` beside the first of them. Never raises SIGPIPE.
 ///
 /// # Errors

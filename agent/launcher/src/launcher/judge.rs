@@ -3,6 +3,7 @@
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use berth_images::Digest;
@@ -13,6 +14,7 @@ use nix::poll::{PollFd, PollFlags, poll};
 use super::Launcher;
 use crate::check::{self, refuse};
 use crate::compose::{Inputs, chain, compose};
+use crate::policy::Policy;
 use crate::wire::{LaunchRequest, Refusal};
 use crate::{paths, users};
 
@@ -20,6 +22,7 @@ use crate::{paths, users};
 pub(super) struct Judged {
     pub(super) plan: Plan,
     pub(super) program: Vec<String>,
+    pub(super) policy: Arc<Policy>,
     pub(super) timing: Vec<(String, u64)>,
 }
 
@@ -58,8 +61,13 @@ impl Launcher {
         let user = users::of_image(&named, &image.layers).map_err(|e| refusal("image", e, None))?;
         mark("image");
         let sources = self.sources(request)?;
+        let policy = self
+            .policy
+            .read()
+            .map_err(|e| refusal("policy", e.to_string(), e.hint()))?;
         let profile = self.profiles.resolve(&request.profile);
         let profile = profile.map_err(|e| refusal("profile", chain(&e), e.hint()))?;
+        policy.judge(request, profile)?;
         if profile.loud {
             eprintln!(
                 "berth launcher: {} of {} gets profile {}",
@@ -115,6 +123,7 @@ impl Launcher {
         Ok(Judged {
             plan: plan?,
             program: composed.program,
+            policy,
             timing,
         })
     }

@@ -86,7 +86,12 @@ impl Launcher {
             return;
         }
         match self.clear(id, true) {
-            Ok(()) => eprintln!("berth launcher: the monitor of {id} is gone; swept"),
+            Ok(()) => {
+                eprintln!("berth launcher: the monitor of {id} is gone; swept");
+                let text = "its monitor died, its container was killed with it, and what they left was freed";
+                let lost = berth_audit::Entry::new("monitor-lost", id, text).result("failed");
+                self.recorder.note(lost).ok();
+            }
             Err(refusal) => eprintln!("berth launcher: sweeping {id}: {}", refusal.message),
         }
     }

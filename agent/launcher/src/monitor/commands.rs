@@ -5,13 +5,17 @@
 
 use std::os::fd::OwnedFd;
 
+use berth_audit::Entry;
+use serde_json::json;
+
 use super::{Exec, Monitor};
 use crate::check;
 use crate::compose::chain;
 use crate::frame::{decode, decode_first};
+use crate::record;
 use crate::wire::{Command, Event, Phase, ProcessRequest, Refusal, Reply};
 
-impl Monitor {
+impl Monitor<'_> {
     pub(super) fn on_line(&mut self, number: u64, line: &[u8]) {
         let greeted = self.conns.iter().any(|k| k.number == number && k.greeted);
         let command = if greeted {
@@ -61,10 +65,37 @@ impl Monitor {
                 let checked = check::process(&process)
                     .and_then(|()| check::devices(&devices))
                     .and_then(|()| check::interfaces(&interfaces, self.request.network))
-                    .and_then(|()| check::words(words));
+                    .and_then(|()| check::words(words))
+                    .and_then(|()| self.policy.devices(&devices))
+                    .and_then(|()| self.policy.interfaces(&interfaces));
                 match checked {
-                    Err(refusal) => self.say(number, &Reply::Refused(refusal), Vec::new()),
+                    Err(refusal) => {
+                        self.note(record::refused(
+                            "start",
+                            &self.request.id,
+                            &refusal,
+                            self.who(number),
+                        ));
+                        // Answered as what was asked for, whoever refused it.
+                        let refusal = Refusal {
+                            stage: "start".into(),
+                            ..refusal
+                        };
+                        self.say(number, &Reply::Refused(refusal), Vec::new());
+                    }
                     Ok(()) => {
+                        let text = format!(
+                            "let go with {} devices and {} interfaces",
+                            devices.len(),
+                            interfaces.len()
+                        );
+                        let interfaces_named: Vec<&String> = interfaces.iter().map(|i| &i.name).collect();
+                        let entry = Entry::new("start", &self.request.id, text)
+                            .who(self.who(number))
+                            .detail(
+                                json!({"devices": record::devices(&devices), "interfaces": interfaces_named}),
+                            );
+                        self.note(entry);
                         self.begun = std::time::Instant::now();
                         self.timing.clear();
                         self.request.labels.extend(labels);
@@ -82,9 +113,17 @@ impl Monitor {
                     .iter()
                     .chain(&self.request.labels)
                     .chain(&self.request.notes);
+                let told = json!({"devices": record::devices(&devices)});
+                let text = format!(
+                    "given {} devices and {} interfaces",
+                    devices.len(),
+                    interfaces.len()
+                );
                 let done = check::devices(&devices)
                     .and_then(|()| check::interfaces(&interfaces, self.request.network))
                     .and_then(|()| check::words(words))
+                    .and_then(|()| self.policy.devices(&devices))
+                    .and_then(|()| self.policy.interfaces(&interfaces))
                     .map_err(|refusal| Refusal {
                         stage: "inject".into(),
                         ..refusal
@@ -93,36 +132,69 @@ impl Monitor {
                 if done.is_ok() {
                     self.request.notes.extend(notes);
                 }
+                let entry = match &done {
+                    Ok(()) => Entry::new("inject", &self.request.id, text).detail(told),
+                    Err(refusal) => record::refused("inject", &self.request.id, refusal, None),
+                };
+                self.note(entry.who(self.who(number)));
                 self.answer(number, done);
             }
             Command::Eject { devices } => {
                 let done = check::devices(&devices).and_then(|()| self.take(&devices));
+                let entry = match &done {
+                    Ok(()) => Entry::new("eject", &self.request.id, format!("{} devices taken", devices.len()))
+                        .detail(json!({"devices": record::devices(&devices)})),
+                    Err(refusal) => record::refused("eject", &self.request.id, refusal, None),
+                };
+                self.note(entry.who(self.who(number)));
                 self.answer(number, done);
             }
-            Command::Stop => self.on_stop(number),
+            Command::Stop => {
+                self.on_stop(number);
+                self.ordered(number, "stop", Ok(()));
+            }
             Command::Signal { signal } => {
                 let done = check::signal(signal).and_then(|()| self.signal(signal));
+                self.ordered(number, &format!("signal {signal}"), done.as_ref().copied());
                 self.answer(number, done);
             }
             Command::Freeze => {
                 let done = self.freeze();
+                self.ordered(number, "freeze", done.as_ref().copied());
                 self.answer(number, done);
             }
             Command::Thaw => {
                 let done = self.thaw();
+                self.ordered(number, "thaw", done.as_ref().copied());
                 self.answer(number, done);
             }
             Command::Prove => self.on_prove(number),
             Command::Exec { args, env, cwd, .. } => {
                 let stdio = self.conn(number).and_then(|c| c.take_fds(3));
                 let done = self.exec(number, &args, &env, cwd.as_deref(), stdio);
+                let program = args.first().cloned().unwrap_or_default();
+                let entry = match &done {
+                    Ok(pid) => Entry::new("exec", &self.request.id, format!("{program} as process {pid}"))
+                        .who(self.who(number)),
+                    Err(refusal) => record::refused("exec", &self.request.id, refusal, self.who(number)),
+                };
                 match done {
                     Ok(pid) => self.say(number, &Reply::ExecStarted { pid }, Vec::new()),
                     Err(refusal) => self.say(number, &Reply::Refused(refusal), Vec::new()),
                 }
+                self.recorder.note_safely(entry);
             }
             Command::Release => self.on_release(number),
         }
+    }
+
+    /// Records an order and who gave it.
+    fn ordered(&self, number: u64, what: &str, done: Result<(), &Refusal>) {
+        let entry = match done {
+            Ok(()) => Entry::new("order", &self.request.id, what).who(self.who(number)),
+            Err(refusal) => record::refused("order", &self.request.id, refusal, self.who(number)),
+        };
+        self.note(entry);
     }
 
     fn answer(&mut self, number: u64, done: Result<(), Refusal>) {

@@ -6,16 +6,19 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use berth_audit::Entry;
 use berth_runtime::proof::{Fact, Proof, Stage};
 use berth_runtime::{Container, StartArgs, Stdio};
 use nix::errno::Errno;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use serde_json::json;
 
 use super::output::Output;
 use super::{Links, Monitor};
 use crate::compose::chain;
 use crate::paths::{self, Record};
+use crate::record;
 use crate::wire::{DeviceGrant, Event, Exit, InterfaceGrant, Phase, Refusal, VERSION};
 
 /// From SIGKILL to the next try, should a task be slow to die.
@@ -29,7 +32,7 @@ fn refusal(stage: &str, message: String, hint: Option<String>) -> Refusal {
     }
 }
 
-impl Monitor {
+impl Monitor<'_> {
     /// Creates the container; an unarmed one is started at once.
     pub(super) fn launch(&mut self) {
         self.mark("monitor");
@@ -157,6 +160,11 @@ impl Monitor {
                     timing,
                     started_at,
                 });
+                // The agent has been told: nobody waits for this.
+                let proof = self.proof.as_ref().map(record::proof);
+                let detail = json!({"request": record::asked(&self.request), "proof": proof});
+                let text = format!("proven and running as process {}", self.pid.unwrap_or(0));
+                self.note(Entry::new("launch", &self.request.id, text).detail(detail));
             }
             Err(e) => {
                 let proof = e.proof().cloned();
@@ -298,7 +306,11 @@ impl Monitor {
         self.record(None, Some(refusal.clone()));
         self.tell_drops(true);
         self.output = None;
+        let mut failed = record::refused("launch", &self.request.id, &refusal, None).result("failed");
+        failed.detail["request"] = record::asked(&self.request);
+        failed.detail["proof"] = proof.as_ref().map(record::proof).unwrap_or_default();
         self.tell(&Event::Failed { refusal, proof });
+        self.note(failed);
     }
 
     pub(super) fn prove(&mut self) -> Result<Proof, Refusal> {
@@ -353,8 +365,14 @@ impl Monitor {
             self.tell(&Event::Drift {
                 facts: self.drift.clone(),
             });
+            let words: Vec<&str> = self.drift.iter().map(|f| f.name.as_str()).collect();
+            let drift = Entry::new("drift", &self.request.id, words.join(", "))
+                .result("failed")
+                .detail(json!({"facts": record::facts(self.drift.iter())}));
+            self.recorder.note_safely(drift);
         } else if now.is_empty() && !before.is_empty() {
             self.tell(&Event::Restored);
+            self.note(Entry::new("restored", &self.request.id, "every fact holds again"));
         }
     }
 
@@ -497,6 +515,12 @@ impl Monitor {
         self.exit = Some(exit);
         self.record(Some(exit), None);
         self.tell(&Event::Exited(exit));
+        let how = match (exit.code, exit.signal) {
+            (Some(code), _) => format!("ended with code {code}"),
+            (None, Some(signal)) => format!("ended by signal {signal}"),
+            (None, None) => "ended".to_owned(),
+        };
+        self.note(Entry::new("end", &self.request.id, how).detail(json!({"oom": exit.oom})));
         crate::harden::trim();
     }
 

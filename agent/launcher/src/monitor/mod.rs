@@ -18,9 +18,11 @@ mod links;
 pub(crate) mod output;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use berth_rt::cpu::CpuSet;
+use berth_audit::{Entry, Who};
 use berth_runtime::proof::{Fact, Proof};
 use berth_runtime::{Container, Plan};
 use nix::errno::Errno;
@@ -34,6 +36,8 @@ use nix::unistd::Pid;
 use crate::conn::{Conn, Read};
 use crate::frame::FrameError;
 use crate::paths::{self, Paths};
+use crate::policy::Policy;
+use crate::record::Recorder;
 use crate::wire::{Event, Exit, LaunchRequest, Phase, Refusal, Reply, Status, VERSION};
 use crate::{harden, socket};
 use links::Links;
@@ -56,6 +60,10 @@ pub(crate) struct Seed {
     pub(crate) proof_interval: Duration,
     /// The connection the request came on, with whatever came after it.
     pub(crate) conn: Conn,
+    /// Who is at its other end.
+    pub(crate) who: Option<Who>,
+    /// What may be asked for.
+    pub(crate) policy: Arc<Policy>,
     /// Steps of the launch so far, microseconds.
     pub(crate) timing: Vec<(String, u64)>,
     /// When the last step of the launch began.
@@ -80,6 +88,7 @@ fn mark(timing: &mut Vec<(String, u64)>, begun: &mut Instant, step: &str) {
 struct Keeper {
     number: u64,
     conn: Conn,
+    who: Option<Who>,
     greeted: bool,
 }
 
@@ -91,7 +100,9 @@ struct Exec {
 }
 
 /// One container's keeper.
-pub(crate) struct Monitor {
+pub(crate) struct Monitor<'a> {
+    recorder: &'a Recorder,
+    policy: Arc<Policy>,
     request: LaunchRequest,
     plan: Option<Plan>,
     program: Vec<String>,
@@ -132,9 +143,9 @@ enum Source {
 }
 
 /// Becomes the monitor: the whole life of the forked process. Returns its exit status.
-pub(crate) fn run(seed: Seed) -> i32 {
+pub(crate) fn run(seed: Seed, recorder: &Recorder) -> i32 {
     let id = seed.request.id.clone();
-    match Monitor::new(seed) {
+    match Monitor::new(seed, recorder) {
         Ok(mut monitor) => {
             monitor.launch();
             harden::trim();
@@ -144,6 +155,9 @@ pub(crate) fn run(seed: Seed) -> i32 {
         Err(failed) => {
             let (mut conn, refusal) = *failed;
             eprintln!("berth monitor of {id}: {}", refusal.message);
+            recorder
+                .note(crate::record::refused("launch", &id, &refusal, None))
+                .ok();
             let failed = Event::Failed { refusal, proof: None };
             let _ = conn.say(&Reply::Event(Box::new(failed)), Vec::new());
             1
@@ -151,10 +165,12 @@ pub(crate) fn run(seed: Seed) -> i32 {
     }
 }
 
-impl Monitor {
-    fn new(seed: Seed) -> Result<Monitor, Box<(Conn, Refusal)>> {
+impl<'a> Monitor<'a> {
+    fn new(seed: Seed, recorder: &'a Recorder) -> Result<Monitor<'a>, Box<(Conn, Refusal)>> {
         match Monitor::prepare(&seed) {
             Ok((signals, listener)) => Ok(Monitor {
+                recorder,
+                policy: seed.policy,
                 request: seed.request,
                 plan: Some(seed.plan),
                 program: seed.program,
@@ -168,6 +184,7 @@ impl Monitor {
                 conns: vec![Keeper {
                     number: 0,
                     conn: seed.conn,
+                    who: seed.who,
                     greeted: true,
                 }],
                 next_conn: 1,
@@ -287,8 +304,10 @@ impl Monitor {
                 if root && self.conns.len() < MAX_CONNS {
                     let number = self.next_conn;
                     self.next_conn += 1;
+                    let who = socket::who(stream.as_fd()).ok();
                     self.conns.push(Keeper {
                         number,
+                        who,
                         conn: Conn::new(stream),
                         greeted: false,
                     });
@@ -342,6 +361,18 @@ impl Monitor {
         for name in self.links.as_mut().map(Links::read).unwrap_or_default() {
             self.tell(&Event::InterfaceGone { name });
         }
+    }
+
+    /// Keeps an entry about this container in the launcher's audit log.
+    fn note(&self, entry: Entry) {
+        self.recorder.note(entry).ok();
+    }
+
+    fn who(&self, number: u64) -> Option<Who> {
+        self.conns
+            .iter()
+            .find(|k| k.number == number)
+            .and_then(|k| k.who.clone())
     }
 
     fn conn(&mut self, number: u64) -> Option<&mut Conn> {

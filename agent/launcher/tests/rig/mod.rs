@@ -68,6 +68,9 @@ impl Rig {
         // Another build, to measure it.
         let binary = std::env::var_os("BERTH_TEST_LAUNCHER").map_or(built, PathBuf::from);
         let etc = self.temp.path().join("etc");
+        if !etc.join("launcher").exists() {
+            self.policy(&json!({"hostNetwork": true, "mounts": [{"path": "/", "write": true}]}));
+        }
         let child = Command::new(binary)
             .args([self.run(), self.state(), etc])
             .arg(&self.parent)
@@ -77,6 +80,24 @@ impl Rig {
             .expect("the launcher: a whole `cargo test -p berth-launcher` builds it");
         self.launcher = Some(child);
         self.until("the launcher answers", || self.ping().is_some());
+    }
+
+    /// Writes the launcher's policy (JSON is YAML).
+    pub fn policy(&self, policy: &Value) {
+        let folder = self.temp.path().join("etc/launcher");
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("policy.yaml"), policy.to_string()).unwrap();
+    }
+
+    /// The records of the launcher's audit log.
+    pub fn audit(&self) -> Vec<berth_audit::Record> {
+        let folder = self.state().join("audit/launcher");
+        let found = berth_audit::verify(&folder, &[]).unwrap();
+        assert!(found.faults.is_empty(), "{found:?}");
+        berth_audit::records(&folder)
+            .unwrap()
+            .map(|r| r.unwrap().record.unwrap())
+            .collect()
     }
 
     fn ping(&self) -> Option<()> {
