@@ -3,6 +3,7 @@
 //!
 //! `BERTH_ROUNDS` multiplies the rounds (default 1).
 
+mod audit;
 mod bundle;
 mod commands;
 mod crash;
@@ -15,6 +16,7 @@ mod oci;
 mod plug;
 mod preloaded;
 mod refusals;
+mod roles;
 mod sabotage;
 
 use std::process::ExitCode;
@@ -58,6 +60,8 @@ fn main() -> ExitCode {
             refusals::tests,
             preloaded::tests,
             crash::tests,
+            audit::tests,
+            roles::tests,
             cycles::tests,
             docs::tests,
         ] {

@@ -48,6 +48,11 @@ impl Agent {
         for sub in ["run", "state", "config"] {
             fs::create_dir(dir.path().join(sub))?;
         }
+        // Most tests are not about the launcher's policy; those that are write their own.
+        let policy = "mounts: [{path: /, write: true}]\nhostNetwork: true\nprivileged: true\nrealtimePriority: 99\n\
+                      limits: {capabilities: [ALL], newPrivileges: true, unfiltered: true, looserThanStrict: true, labels: [\"*\"]}\n";
+        fs::create_dir(dir.path().join("config/launcher"))?;
+        fs::write(dir.path().join("config/launcher/policy.yaml"), policy)?;
         let cgroup = format!("berth-test-{name}-{}", std::process::id());
         let agent = Agent {
             dir,

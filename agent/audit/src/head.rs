@@ -55,7 +55,13 @@ impl Head {
     /// # Errors
     /// The kernel's.
     pub fn of(folder: &std::path::Path) -> io::Result<Option<Head>> {
-        match File::open(folder.join("head")) {
+        // The folder is another process's: nothing there may make this one wait, or lead it elsewhere.
+        let open = std::os::unix::fs::OpenOptionsExt::custom_flags(
+            std::fs::File::options().read(true),
+            nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK,
+        )
+        .open(folder.join("head"));
+        match open {
             Ok(file) => Head::read(&file),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e),

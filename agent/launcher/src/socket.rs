@@ -106,6 +106,39 @@ pub fn who(fd: BorrowedFd<'_>) -> io::Result<berth_audit::Who> {
     })
 }
 
+/// The supplementary groups of the other end, as they were when it connected (SO_PEERGROUPS).
+///
+/// # Errors
+/// The kernel's.
+pub fn groups(fd: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+    // NGROUPS_MAX of the kernel is 65536; most processes have a few.
+    let mut groups: Vec<libc::gid_t> = vec![0; 64];
+    loop {
+        let size = size_of_val(groups.as_slice());
+        let mut length = libc::socklen_t::try_from(size).map_err(io::Error::other)?;
+        // SAFETY: the kernel writes at most `length` bytes to the buffer, which is that long, and the length back.
+        let done = unsafe {
+            libc::getsockopt(
+                fd.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEERGROUPS,
+                groups.as_mut_ptr().cast(),
+                &raw mut length,
+            )
+        };
+        let count = length as usize / size_of::<libc::gid_t>();
+        match Errno::result(done) {
+            Ok(_) => {
+                groups.truncate(count);
+                return Ok(groups);
+            }
+            // It says how long it must be.
+            Err(Errno::ERANGE) if count > groups.len() => groups.resize(count, 0),
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
 /// Sends some of `bytes`, with `fds` beside the first of them. Never raises SIGPIPE.
 ///
 /// # Errors

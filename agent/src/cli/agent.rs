@@ -4,12 +4,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use berth_documents::Size;
 use berth_hotplug::monitor::Source;
 use clap::{Args, ValueEnum};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
 
 use crate::daemon;
+use crate::daemon::roles::GroupNames;
 use crate::daemon::settings::{Folders, LauncherBy, Settings};
 use crate::daemon::watchdog::Wanted;
 
@@ -41,6 +43,21 @@ pub(super) struct AgentArgs {
     /// Seconds before that at which the kernel's pre-timeout governor acts, where the driver has it
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=3599), requires = "watchdog")]
     watchdog_pretimeout: Option<u32>,
+    /// Group whose members may look: a name or a number
+    #[arg(long, value_name = "GROUP", default_value = "berth-read")]
+    read_group: String,
+    /// Group whose members may stop and start what is declared
+    #[arg(long, value_name = "GROUP", default_value = "berth-operate")]
+    operate_group: String,
+    /// Group whose members may do everything
+    #[arg(long, value_name = "GROUP", default_value = "berth-admin")]
+    admin_group: String,
+    /// Where audit records go besides the audit log: none, journald or syslog; a launcher that the agent starts too
+    #[arg(long, value_name = "WHERE", default_value = "none", value_parser = ["none", "journald", "syslog"])]
+    audit_to: String,
+    /// Most bytes of the agent's audit log
+    #[arg(long, value_name = "SIZE", default_value = "16Mi")]
+    audit_max: Size,
     /// Log format
     #[arg(long, value_enum, default_value = "text")]
     log_format: LogFormat,
@@ -110,6 +127,13 @@ pub(super) fn main(folders: Folders, args: AgentArgs) -> Outcome {
             timeout: args.watchdog_timeout,
             pretimeout: args.watchdog_pretimeout,
         }),
+        groups: GroupNames {
+            read: args.read_group,
+            operate: args.operate_group,
+            admin: args.admin_group,
+        },
+        audit_to: args.audit_to,
+        audit_bytes: args.audit_max.bytes(),
     })?;
     Ok(DONE)
 }

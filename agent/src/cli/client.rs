@@ -47,7 +47,11 @@ impl Client {
         if line.len() > MAX_LINE {
             anyhow::bail!("the request has {} bytes; the agent takes {MAX_LINE}", line.len());
         }
-        Ok(self.reader.get_mut().write_all(&line)?)
+        match self.reader.get_mut().write_all(&line) {
+            // Sent away before it could ask: why stands in the answer.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            sent => Ok(sent?),
+        }
     }
 
     /// The socket, to poll.

@@ -5,6 +5,7 @@
 
 mod agent;
 mod apply;
+mod audit;
 mod check;
 mod client;
 mod device;
@@ -110,6 +111,9 @@ enum Command {
     /// Images in the node's store
     #[command(subcommand)]
     Image(image::ImageCommand),
+    /// The audit logs of agent and launcher
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
     /// Security profiles
     #[command(subcommand)]
     Profile(profile::ProfileCommand),
@@ -185,6 +189,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Device(command) => device::main(&folders, command),
         Command::Node(command) => node::main(&folders, command),
         Command::Image(command) => image::main(&folders, command),
+        Command::Audit(command) => audit::main(&folders, command),
         Command::Profile(command) => profile::main(&folders, command),
         Command::Oci { args } => Ok(ExitCode::from(
             u8::try_from(berth_runtime::oci::main(args)).unwrap_or(1),

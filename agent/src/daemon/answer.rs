@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use berth_audit::Who;
 use berth_documents::{Document, Metadata, WorkloadSpec};
 use tokio::sync::mpsc::Sender;
 
@@ -10,6 +11,8 @@ use crate::api::{Answer, Documents, Fault, Op};
 use crate::core::desired::Workload;
 use crate::core::{Ask, AskError, Event};
 
+use super::audit::Asked;
+use super::roles::{self, Role};
 use super::wait::{no_run, say};
 use super::{Agent, server};
 
@@ -22,11 +25,50 @@ impl Agent {
                 metrics.connections.dec();
                 self.hung_up(conn);
             }
-            server::News::Refused(why) => metrics.refused.with_label_values(&[why]).inc(),
+            server::News::Refused(who, why, text) => {
+                metrics.refused.with_label_values(&[why]).inc();
+                let text = if text.is_empty() { why } else { &text };
+                self.audit.turned_away(Some(who), text, &self.metrics.audit);
+            }
         }
     }
 
-    pub(super) fn on_asked(&mut self, op: Op, conn: u64, reply: Sender<Vec<u8>>) {
+    /// A request: is there a right to it; then it is carried out, and recorded with its outcome.
+    pub(super) fn on_request(&mut self, op: Op, who: &Who, role: Role, conn: u64, reply: Sender<Vec<u8>>) {
+        let word = name(&op);
+        let needed = roles::needed(&op);
+        if role < needed {
+            self.metrics.api.refused.with_label_values(&["role"]).inc();
+            let message = format!(
+                "`{word}` needs the role {}, uid {} has {}",
+                needed.as_str(),
+                who.uid,
+                role.as_str()
+            );
+            self.audit
+                .turned_away(Some(who.clone()), &message, &self.metrics.audit);
+            let hint = format!(
+                "the group of that role; see --{}-group of `berth agent`",
+                needed.as_str()
+            );
+            return self.fail(
+                &reply,
+                Fault {
+                    message,
+                    hint: Some(hint),
+                },
+            );
+        }
+        let asked = Asked::of(&op, word, who);
+        self.refused = None;
+        self.on_asked(op, conn, reply);
+        if let Some(asked) = asked {
+            self.audit
+                .request(asked, self.refused.take().as_ref(), &self.metrics.audit);
+        }
+    }
+
+    fn on_asked(&mut self, op: Op, conn: u64, reply: Sender<Vec<u8>>) {
         self.metrics.api.requests.with_label_values(&[name(&op)]).inc();
         match op {
             Op::Hello => self.ok(&reply, &self.hello()),
@@ -199,7 +241,8 @@ impl Agent {
         let _ = say(reply, &Answer::Ok(value));
     }
 
-    fn fail(&self, reply: &Sender<Vec<u8>>, fault: Fault) {
+    fn fail(&mut self, reply: &Sender<Vec<u8>>, fault: Fault) {
+        self.refused = Some(fault.clone());
         let _ = say::<()>(reply, &Answer::Error(fault));
     }
 }

@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use berth_documents::{Kind, Set, SetError, check};
+use berth_documents::{Change, Kind, Set, SetError, check};
 
 use crate::api::{Changes, Fault, Outcome, Step};
 use crate::core::desired::Desired as CoreDesired;
@@ -207,9 +207,13 @@ impl Agent {
             return false;
         }
         std::mem::swap(&mut self.desired, &mut desired);
-        if berth_documents::diff(&desired.files, &self.desired.files).is_empty() {
+        let changes = berth_documents::diff(&desired.files, &self.desired.files);
+        if changes.is_empty() {
             return true;
         }
+        let words: Vec<String> = changes.iter().map(change_words).collect();
+        let (subject, text) = (folder.display().to_string(), words.join("; "));
+        self.audit.configuration(&subject, text, "ok", &self.metrics.audit);
         self.save();
         true
     }
@@ -277,6 +281,13 @@ fn wanted(state: &crate::core::State, instance: &crate::core::instance::Instance
         Slot::Pool { rule, n } => state.desired.rules.get(rule).is_some_and(|r| r.armed > *n),
         Slot::Once(_) | Slot::Adopted(_) => false,
     }
+}
+
+/// What changed of one document: no value.
+fn change_words(change: &Change) -> String {
+    let fields: Vec<&str> = change.fields.iter().map(|field| field.path.as_str()).collect();
+    let action = change.action;
+    format!("{action} {}/{} {}", change.kind, change.name, fields.join(" ")).trim_end().to_owned()
 }
 
 fn without(set: &Set, which: &[(Kind, String)]) -> Set {

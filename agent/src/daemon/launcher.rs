@@ -129,6 +129,8 @@ fn start(settings: &Settings) -> io::Result<u32> {
     command
         .arg("--cgroup-parent")
         .arg(&settings.cgroup_parent)
+        .arg("--audit-to")
+        .arg(&settings.audit_to)
         .current_dir("/")
         .stdin(Stdio::null());
     // It writes to the agent's standard error; its output is nobody's.

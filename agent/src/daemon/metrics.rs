@@ -4,7 +4,7 @@
 use prometheus::core::Collector;
 use prometheus::{Encoder, Registry, TextEncoder};
 
-use super::{devices, events, http, launcher, observe, server, store, watchdog};
+use super::{audit, devices, events, http, launcher, observe, server, store, watchdog};
 
 /// Every group.
 pub(crate) struct Metrics {
@@ -15,6 +15,7 @@ pub(crate) struct Metrics {
     pub launcher: launcher::Metrics,
     pub containers: observe::Metrics,
     pub api: server::Metrics,
+    pub audit: audit::Metrics,
     pub store: store::Metrics,
     pub watchdog: watchdog::Metrics,
 }
@@ -43,6 +44,7 @@ impl Metrics {
             launcher: launcher::Metrics::new(&registry)?,
             containers: observe::Metrics::new(&registry)?,
             api: server::Metrics::new(&registry)?,
+            audit: audit::Metrics::new(&registry)?,
             store: store::Metrics::new(&registry)?,
             watchdog: watchdog::Metrics::new(&registry)?,
             registry,

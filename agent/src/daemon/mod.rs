@@ -13,6 +13,7 @@
 //! switched. No thread but this one exists. SIGTERM ends the agent and no container.
 
 mod answer;
+mod audit;
 mod change;
 mod devices;
 mod events;
@@ -24,6 +25,7 @@ mod link;
 mod metrics;
 mod observe;
 mod perform;
+pub(crate) mod roles;
 mod server;
 pub(crate) mod settings;
 mod start;
@@ -38,6 +40,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use berth_audit::Who;
 use berth_launcher::wire::{LaunchRequest, Refusal};
 use berth_rt::cgroup::Support;
 use berth_rt::topology::Topology;
@@ -46,15 +49,17 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{self, UnboundedSender};
 use tokio::sync::oneshot;
 
-use crate::api::Op;
+use crate::api::{Fault, Op};
 use crate::core::{Event, Notice, NoticeKind, State};
 
+use audit::Audit;
 use devices::{Devices, Found};
 use events::Events;
 use fd::Readable;
 use link::Said;
 use metrics::Metrics;
 use perform::Link;
+use roles::Role;
 use settings::Settings;
 use wait::Waiter;
 use watchdog::Watchdog;
@@ -71,6 +76,8 @@ pub(crate) enum Input {
     /// A request on api.sock.
     Asked {
         op: Box<Op>,
+        who: Who,
+        role: Role,
         conn: u64,
         reply: mpsc::Sender<Vec<u8>>,
     },
@@ -116,6 +123,9 @@ pub(crate) struct Agent {
     in_flight: usize,
     launches: VecDeque<(Box<LaunchRequest>, String)>,
     events: Events,
+    audit: Audit,
+    /// Why the request in work was refused.
+    refused: Option<Fault>,
     metrics: Metrics,
     metrics_at: Option<SocketAddr>,
     waiters: Vec<Waiter>,
@@ -215,6 +225,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     if let Some(hardware) = hardware {
         hardware.disarm();
     }
+    agent.audit.agent("ends", &agent.metrics.audit);
     let left = agent
         .state
         .instances
@@ -266,6 +277,7 @@ impl Agent {
 
     fn notice(&mut self, notice: Notice) {
         self.metrics.containers.notice(notice.kind);
+        self.audit.notice(&notice, &self.metrics.audit);
         let happening = self.events.push(notice, &self.metrics.events).clone();
         self.tell_followers(&happening);
     }
@@ -315,7 +327,13 @@ impl Agent {
             asked @ Input::Asked { .. } if self.early.is_some() => {
                 self.early.get_or_insert_default().push(asked)
             }
-            Input::Asked { op, conn, reply } => self.on_asked(*op, conn, reply),
+            Input::Asked {
+                op,
+                who,
+                role,
+                conn,
+                reply,
+            } => self.on_request(*op, &who, role, conn, reply),
             Input::Api(news) => self.on_api(news),
             Input::Metrics { status, reply } => {
                 self.metrics.http.requests.with_label_values(&[status]).inc();
@@ -362,7 +380,7 @@ impl Agent {
             .deadline()
             .map(|at| self.begun + Duration::from_millis(at));
         let waiters = self.waiters.iter().filter_map(|w| w.deadline).min();
-        let all = [core, waiters, watchdog, Some(self.resync_at)];
+        let all = [core, waiters, watchdog, self.audit.due(), Some(self.resync_at)];
         all.into_iter().flatten().min().unwrap_or(self.resync_at)
     }
 
@@ -372,7 +390,10 @@ impl Agent {
         }
         if self.resync_at <= Instant::now() {
             self.resync("periodic check");
+            let launchers = self.settings.folders.audit("launcher");
+            self.audit.seal(&launchers, &self.metrics.audit);
         }
+        self.audit.sync();
         self.give_up_waiters();
     }
 }

@@ -1,6 +1,7 @@
 //! RUN/api.sock: accepts, checks who it is, reads bounded lines, passes requests to the queue and answers back.
 //!
-//! Invariants: root alone (socket 0600, and the peer's uid); at most [`MAX_CONNECTIONS`]; a request line has at
+//! Invariants: who has no role ([`super::roles`]) gets one answer and is let go (with no group on the node the socket is
+//! 0600: root alone); at most [`MAX_CONNECTIONS`]; a request line has at
 //! most [`MAX_LINE`] bytes; one request at a time on a connection.
 
 use std::io;
@@ -8,6 +9,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener as Std;
 use std::sync::Arc;
 
+use berth_audit::Who;
 use berth_launcher::socket;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use prometheus::{IntCounterVec, IntGauge, Opts, Registry};
@@ -20,6 +22,7 @@ use crate::api::{Answer, Fault, MAX_LINE, Request, SOCKET, VERSION};
 
 use super::Input;
 use super::metrics::register;
+use super::roles::{Groups, Role};
 use super::settings::Folders;
 use super::wait::line;
 
@@ -58,40 +61,64 @@ pub(crate) enum News {
     Opened,
     /// This one ended.
     Closed(u64),
-    /// One was, or a request on it: the reason for the metric.
-    Refused(&'static str),
+    /// One was, or a request on it: whose, the reason for the metric, and in words.
+    Refused(Who, &'static str, String),
 }
 
 /// Binds and serves.
 ///
 /// # Errors
 /// `AddrInUse` while another agent serves the same folder; else the kernel's.
-pub(crate) fn listen(folders: &Folders, queue: UnboundedSender<Input>) -> io::Result<()> {
+pub(crate) fn listen(folders: &Folders, groups: Groups, queue: UnboundedSender<Input>) -> io::Result<()> {
     let listener = Std::from(socket::listen(&folders.run, SOCKET)?);
     listener.set_nonblocking(true)?;
+    if groups.any() {
+        // Everybody reaches it; who has no role is sent away.
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+        std::fs::set_permissions(folders.api(), mode)?;
+    }
     let listener = UnixListener::from_std(listener)?;
     tokio::spawn(async move {
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        // Root always finds a place.
+        let others = Arc::new(Semaphore::new(MAX_CONNECTIONS / 2));
         let mut number = 0;
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
                     number += 1;
-                    let refuse = |why| {
-                        let _ = queue.send(Input::Api(News::Refused(why)));
-                    };
-                    let Ok(place) = places.clone().try_acquire_owned() else {
-                        refuse("connections");
+                    let Ok((who, role)) = groups.who(stream.as_fd()) else {
+                        tracing::warn!("api socket: the kernel does not say who connected");
                         continue;
                     };
-                    if !socket::peer(stream.as_fd()).is_ok_and(|(_, uid)| uid == 0) {
-                        refuse("uid");
+                    let refuse = |why, text: String| {
+                        let fault = Fault {
+                            message: text.clone(),
+                            hint: None,
+                        };
+                        // Who is sent away may not read; the socket takes a line without waiting.
+                        let _ = stream.try_write(&line::<()>(&Answer::Error(fault)));
+                        let _ = queue.send(Input::Api(News::Refused(who.clone(), why, text)));
+                    };
+                    if role == Role::None {
+                        refuse(
+                            "uid",
+                            format!(
+                                "uid {} has no role here: it is in none of the groups for it",
+                                who.uid
+                            ),
+                        );
                         continue;
                     }
+                    let places = if who.uid == 0 { &places } else { &others };
+                    let Ok(place) = places.clone().try_acquire_owned() else {
+                        refuse("connections", "too many connections".to_owned());
+                        continue;
+                    };
                     let queue = queue.clone();
                     tokio::spawn(async move {
                         let _ = queue.send(Input::Api(News::Opened));
-                        if let Err(error) = serve(stream, number, &queue).await {
+                        if let Err(error) = serve(stream, number, &who, role, &queue).await {
                             tracing::debug!(%error, "api connection");
                         }
                         let _ = queue.send(Input::Api(News::Closed(number)));
@@ -108,7 +135,13 @@ pub(crate) fn listen(folders: &Folders, queue: UnboundedSender<Input>) -> io::Re
     Ok(())
 }
 
-async fn serve(mut stream: UnixStream, conn: u64, queue: &UnboundedSender<Input>) -> io::Result<()> {
+async fn serve(
+    mut stream: UnixStream,
+    conn: u64,
+    who: &Who,
+    role: Role,
+    queue: &UnboundedSender<Input>,
+) -> io::Result<()> {
     let mut buffer = Vec::new();
     loop {
         let Some(request) = next_line(&mut stream, &mut buffer).await? else {
@@ -117,13 +150,15 @@ async fn serve(mut stream: UnixStream, conn: u64, queue: &UnboundedSender<Input>
         let op = match parse(&request) {
             Ok(op) => op,
             Err((why, fault)) => {
-                let _ = queue.send(Input::Api(News::Refused(why)));
+                let _ = queue.send(Input::Api(News::Refused(who.clone(), why, fault.message.clone())));
                 return stream.write_all(&line::<()>(&Answer::Error(fault))).await;
             }
         };
         let (reply, mut answers) = mpsc::channel(WAITING);
         let _ = queue.send(Input::Asked {
             op: Box::new(op),
+            who: who.clone(),
+            role,
             conn,
             reply,
         });

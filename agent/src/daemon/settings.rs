@@ -30,6 +30,11 @@ impl Folders {
         self.state.join("images")
     }
 
+    /// STATE/audit/CHAIN: `agent` or `launcher`.
+    pub(crate) fn audit(&self, chain: &str) -> PathBuf {
+        self.state.join("audit").join(chain)
+    }
+
     /// STATE/logs/ID.log.
     pub(crate) fn log(&self, id: &str) -> PathBuf {
         self.state.join("logs").join(format!("{id}.log"))
@@ -74,4 +79,10 @@ pub(crate) struct Settings {
     pub resync: Duration,
     /// The hardware watchdog that is kept alive.
     pub watchdog: Option<super::watchdog::Wanted>,
+    /// Whose members may ask for what.
+    pub groups: super::roles::GroupNames,
+    /// Where audit records go besides the log.
+    pub audit_to: String,
+    /// Most bytes of the audit log.
+    pub audit_bytes: u64,
 }

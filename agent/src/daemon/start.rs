@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use berth_audit::Sink;
 use berth_documents::{Document, RuleSpec, Set, WorkloadSpec};
 use berth_images::{Mode, Stores as Images};
 use berth_launcher::paths::make_dir;
@@ -20,6 +21,7 @@ use tokio::time::timeout;
 use crate::core::launch::notes;
 use crate::core::{Event, Node, NoticeKind, State};
 
+use super::audit::Audit;
 use super::link::Said;
 use super::settings::Settings;
 use super::{Agent, Devices, Events, Input, Metrics, http, launcher, server, store};
@@ -40,12 +42,22 @@ impl Agent {
             (&folders.run, 0o755),
             (&folders.state, 0o755),
             (&folders.state.join("state"), 0o700),
+            (&folders.state.join("audit"), 0o700),
         ] {
             make_dir(folder, mode)?;
         }
         let images = Images::open(folders.images(), Mode::Write, &folders.preloaded, None)?;
-        server::listen(folders, queue.clone()).with_context(|| folders.api().display().to_string())?;
+        let groups = super::roles::Groups::find(&settings.groups).context("groups of roles")?;
+        server::listen(folders, groups, queue.clone())
+            .with_context(|| folders.api().display().to_string())?;
+        let sink =
+            Sink::named(&settings.audit_to).with_context(|| format!("--audit-to {}", settings.audit_to))?;
+        let mut audit = Audit::open(&folders.audit("agent"), settings.audit_bytes, sink)?;
         let metrics = Metrics::new()?;
+        audit.agent(
+            &format!("starts as process {}", std::process::id()),
+            &metrics.audit,
+        );
         let metrics_at = match settings.metrics {
             Some(address) => Some(http::serve(address, queue.clone()).await.context("metrics")?),
             None => None,
@@ -78,6 +90,8 @@ impl Agent {
             in_flight: 0,
             launches: VecDeque::new(),
             events: Events::default(),
+            audit,
+            refused: None,
             metrics,
             metrics_at,
             waiters: Vec::new(),

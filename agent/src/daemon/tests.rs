@@ -49,7 +49,20 @@ fn agent(folder: &Path) -> (Agent, UnboundedReceiver<Input>) {
         devices: EventSource::Kernel,
         resync: Duration::from_secs(60),
         watchdog: None,
+        groups: super::roles::GroupNames {
+            read: "1".into(),
+            operate: "2".into(),
+            admin: "3".into(),
+        },
+        audit_to: "none".into(),
+        audit_bytes: 1 << 20,
     };
+    let audit = Audit::open(
+        &settings.folders.audit("agent"),
+        1 << 20,
+        berth_audit::Sink::none(),
+    )
+    .unwrap();
     let topology = Topology::read(Path::new("/sys")).unwrap();
     let support = Support::NodeOnly(None);
     let (queue, inputs) = mpsc::unbounded_channel();
@@ -74,6 +87,8 @@ fn agent(folder: &Path) -> (Agent, UnboundedReceiver<Input>) {
         in_flight: 0,
         launches: VecDeque::new(),
         events: Events::default(),
+        audit,
+        refused: None,
         metrics: Metrics::new().unwrap(),
         metrics_at: None,
         waiters: Vec::new(),
@@ -176,6 +191,15 @@ fn started(mut stream: UnixStream) -> UnixStream {
 }
 
 /// Every metric that is registered is moved by a named event of this script.
+fn root() -> berth_audit::Who {
+    berth_audit::Who {
+        uid: 0,
+        gid: 0,
+        pid: 1,
+        role: Some("admin".into()),
+    }
+}
+
 #[tokio::test(flavor = "current_thread")]
 async fn every_metric_is_moved() {
     let folder = tempfile::tempdir().unwrap();
@@ -300,10 +324,12 @@ async fn every_metric_is_moved() {
     agent.on_input(Input::Launcher(LauncherNews::Started(1)));
     agent.on_input(Input::Launcher(LauncherNews::Gone(1)));
     agent.on_input(Input::Api(server::News::Opened));
-    agent.on_input(Input::Api(server::News::Refused("version")));
+    agent.on_input(Input::Api(server::News::Refused(root(), "version", String::new())));
     let (reply, _answers) = mpsc::channel(8);
     agent.on_input(Input::Asked {
         op: Box::new(Op::Ps),
+        who: root(),
+        role: Role::Admin,
         conn: 1,
         reply,
     });
@@ -320,6 +346,8 @@ async fn every_metric_is_moved() {
     std::fs::write(agent.settings.folders.config.join("bad.yaml"), "nonsense: [\n").unwrap();
     agent.reload();
     agent.resync("test");
+    std::fs::remove_dir_all(agent.settings.folders.audit("agent")).unwrap();
+    agent.note(NoticeKind::Refused, "a", "not recorded");
     agent.metrics.devices.pretend_events();
     watchdog::tests::moves_everything(&agent.metrics.watchdog);
     look(&agent);
@@ -331,7 +359,7 @@ async fn every_metric_is_moved() {
         .collect();
     assert!(still.is_empty(), "nothing moves {still:?}");
     // A family without a sample is not gathered at all: every one that is declared was.
-    assert_eq!(moved.len(), 31, "{:?}", moved.keys());
+    assert_eq!(moved.len(), 33, "{:?}", moved.keys());
 }
 
 #[tokio::test(flavor = "current_thread")]
@@ -426,6 +454,8 @@ async fn a_refused_launch_is_told_in_ps_and_a_stop_is_answered_when_it_has_stopp
             names: vec!["a".into()],
             all: false,
         }),
+        who: root(),
+        role: Role::Admin,
         conn: 1,
         reply,
     });

@@ -82,7 +82,7 @@ impl Default for Policy {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Limits {
-    /// Capabilities. Default: those of the shipped profiles that are not loud.
+    /// Capabilities; `ALL` stands for every one. Default: those of the shipped profiles that are not loud.
     pub capabilities: Option<Vec<String>>,
     /// It may keep no_new_privs off. Default: no.
     pub new_privileges: bool,
@@ -90,7 +90,7 @@ pub struct Limits {
     pub unfiltered: bool,
     /// It may leave namespaces, masked or read-only paths, or mount flags of `strict` out. Default: no.
     pub looser_than_strict: bool,
-    /// SELinux and AppArmor labels it may name. Default: none (berth's own container type).
+    /// SELinux and AppArmor labels it may name; `*` stands for every one. Default: none (berth's own container type).
     pub labels: Vec<String>,
 }
 

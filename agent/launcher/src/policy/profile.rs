@@ -12,6 +12,11 @@ use super::judge::no;
 use super::{Limits, Policy};
 use crate::wire::Refusal;
 
+/// Stands for every capability.
+const ALL: &str = "ALL";
+/// Stands for every label.
+const ANY: &str = "*";
+
 /// A shipped profile, resolved. (berth-policies' own tests resolve each of them.)
 fn shipped(name: &str) -> Option<Profile> {
     berth_policies::resolve(name, &Default::default()).ok()
@@ -33,7 +38,7 @@ fn shipped_ones() -> &'static (Option<Profile>, BTreeSet<String>) {
 pub(super) fn known_capabilities(limits: &Limits) -> Result<(), String> {
     let all = shipped("privileged").map(|p| p.capabilities).unwrap_or_default();
     for (n, name) in limits.capabilities.iter().flatten().enumerate() {
-        if !all.contains(name.as_str()) {
+        if name != ALL && !all.contains(name.as_str()) {
             return Err(format!("limits.capabilities[{n}]: {name:?} is no capability"));
         }
     }
@@ -67,11 +72,12 @@ fn own(policy: &Policy, profile: &Profile) -> Result<(), Refusal> {
         .capabilities
         .as_ref()
         .map_or_else(|| usual.clone(), |list| list.iter().cloned().collect());
+    let every = allowed.contains(ALL);
     if let Some(more) = profile
         .capabilities
         .iter()
         .chain(&profile.ambient)
-        .find(|c| !allowed.contains(**c))
+        .find(|c| !every && !allowed.contains(**c))
     {
         return Err(no(format!("profile {name} gives {more}"), "limits.capabilities"));
     }
@@ -83,7 +89,7 @@ fn own(policy: &Policy, profile: &Profile) -> Result<(), Refusal> {
     }
     let filtered = match &profile.seccomp {
         Seccomp::Unconfined => false,
-        Seccomp::Section(section) => denies(section.default_action()),
+        Seccomp::Filter(filter) => denies(filter.default_action),
     };
     if !filtered && !limits.unfiltered {
         let text = format!("profile {name} has no system call filter that denies what it does not name");
@@ -97,7 +103,7 @@ fn own(policy: &Policy, profile: &Profile) -> Result<(), Refusal> {
     if let Some(label) = labels
         .into_iter()
         .flatten()
-        .find(|label| !limits.labels.contains(label))
+        .find(|label| !limits.labels.iter().any(|l| l == ANY || l == *label))
     {
         return Err(no(
             format!("profile {name} names the label {label}"),

@@ -69,7 +69,14 @@ impl Rig {
         let binary = std::env::var_os("BERTH_TEST_LAUNCHER").map_or(built, PathBuf::from);
         let etc = self.temp.path().join("etc");
         if !etc.join("launcher").exists() {
-            self.policy(&json!({"hostNetwork": true, "mounts": [{"path": "/", "write": true}]}));
+            // What the policy refuses is tested where it is: tests/policy.rs.
+            self.policy(&json!({
+                "privileged": true, "hostNetwork": true, "mounts": [{"path": "/", "write": true}], "realtimePriority": 99,
+                "limits": {
+                    "capabilities": ["ALL"], "newPrivileges": true, "unfiltered": true, "looserThanStrict": true, "labels": ["*"]
+                },
+                "devices": {"deny": [], "hostDisks": true},
+            }));
         }
         let child = Command::new(binary)
             .args([self.run(), self.state(), etc])
