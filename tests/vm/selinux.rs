@@ -45,7 +45,8 @@ pub(crate) fn tests(guest: &Guest) -> Vec<Trial> {
 
 fn node(vm: &mut Vm) -> Result<()> {
     // Denials must not be lost to the limit on messages.
-    vm.sh("echo 0 >/proc/sys/kernel/printk_ratelimit; mkdir -p /run/berth; restorecon -R /usr/bin/berth /var/lib/berth /etc/berth")?;
+    vm.sh("echo 0 >/proc/sys/kernel/printk_ratelimit; mkdir -p /run/berth /etc/berth/launcher; \
+           echo 'limits: {labels: [\"*\"]}' >/etc/berth/launcher/policy.yaml; restorecon -R /usr/bin/berth /var/lib/berth /etc/berth")?;
     ensure!(vm.sh("getenforce")?.trim() == "Enforcing");
     let log = vm.sh("dmesg | grep -i selinux")?;
     ensure!(log.contains("nnp_nosuid_transition=1"), "{log}");
