@@ -213,7 +213,8 @@ impl Agent {
         }
         let words: Vec<String> = changes.iter().map(change_words).collect();
         let (subject, text) = (folder.display().to_string(), words.join("; "));
-        self.audit.configuration(&subject, text, "ok", &self.metrics.audit);
+        self.audit
+            .configuration(&subject, text, "ok", &self.metrics.audit);
         self.save();
         true
     }
@@ -287,7 +288,9 @@ fn wanted(state: &crate::core::State, instance: &crate::core::instance::Instance
 fn change_words(change: &Change) -> String {
     let fields: Vec<&str> = change.fields.iter().map(|field| field.path.as_str()).collect();
     let action = change.action;
-    format!("{action} {}/{} {}", change.kind, change.name, fields.join(" ")).trim_end().to_owned()
+    format!("{action} {}/{} {}", change.kind, change.name, fields.join(" "))
+        .trim_end()
+        .to_owned()
 }
 
 fn without(set: &Set, which: &[(Kind, String)]) -> Set {

@@ -324,7 +324,11 @@ async fn every_metric_is_moved() {
     agent.on_input(Input::Launcher(LauncherNews::Started(1)));
     agent.on_input(Input::Launcher(LauncherNews::Gone(1)));
     agent.on_input(Input::Api(server::News::Opened));
-    agent.on_input(Input::Api(server::News::Refused(root(), "version", String::new())));
+    agent.on_input(Input::Api(server::News::Refused(
+        root(),
+        "version",
+        String::new(),
+    )));
     let (reply, _answers) = mpsc::channel(8);
     agent.on_input(Input::Asked {
         op: Box::new(Op::Ps),
