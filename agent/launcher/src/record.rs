@@ -65,13 +65,11 @@ impl Recorder {
 
     /// Nothing happens just now: the records go to the disk, and the agent's chain is sealed where it went on.
     pub(crate) fn rest(&self, agents: &Path) {
-        match Head::of(agents) {
-            Ok(Some(head)) if head.seq != self.sealed.get() => {
-                if self.note(Entry::seal("agent", &head)).is_ok() {
-                    self.sealed.set(head.seq);
-                }
-            }
-            _ => {}
+        if let Ok(Some(head)) = Head::of(agents)
+            && head.seq != self.sealed.get()
+            && self.note(Entry::seal("agent", &head)).is_ok()
+        {
+            self.sealed.set(head.seq);
         }
         if self.fresh.replace(false) {
             self.sync();

@@ -79,7 +79,7 @@ impl Default for Policy {
 }
 
 /// What a profile of the node's own may give.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Limits {
     /// Capabilities; `ALL` stands for every one. Default: those of the shipped profiles that are not loud.
@@ -92,18 +92,6 @@ pub struct Limits {
     pub looser_than_strict: bool,
     /// SELinux and AppArmor labels it may name; `*` stands for every one. Default: none (berth's own container type).
     pub labels: Vec<String>,
-}
-
-impl Default for Limits {
-    fn default() -> Limits {
-        Limits {
-            capabilities: None,
-            new_privileges: false,
-            unfiltered: false,
-            looser_than_strict: false,
-            labels: Vec::new(),
-        }
-    }
 }
 
 /// Host devices.
