@@ -73,10 +73,18 @@ fn own(policy: &Policy, profile: &Profile) -> Result<(), Refusal> {
         .as_ref()
         .map_or_else(|| usual.clone(), |list| list.iter().cloned().collect());
     let every = allowed.contains(ALL);
+    let sets = &profile.sets;
+    let written = [
+        &sets.bounding,
+        &sets.permitted,
+        &sets.effective,
+        &sets.inheritable,
+    ];
     if let Some(more) = profile
         .capabilities
         .iter()
         .chain(&profile.ambient)
+        .chain(written.into_iter().flatten().flatten())
         .find(|c| !every && !allowed.contains(**c))
     {
         return Err(no(format!("profile {name} gives {more}"), "limits.capabilities"));

@@ -117,6 +117,11 @@ fn a_profile_of_the_nodes_own_is_judged_by_what_it_gives() {
             json!({"capabilities": ["CAP_SYS_ADMIN"]}),
         ),
         (
+            json!({"capabilities": {"bounding": ["CAP_SYS_MODULE"]}}),
+            "limits.capabilities",
+            json!({"capabilities": ["CAP_SYS_MODULE"]}),
+        ),
+        (
             json!({"noNewPrivileges": false}),
             "limits.newPrivileges",
             json!({"newPrivileges": true}),
