@@ -142,8 +142,12 @@ impl Monitor<'_> {
             Command::Eject { devices } => {
                 let done = check::devices(&devices).and_then(|()| self.take(&devices));
                 let entry = match &done {
-                    Ok(()) => Entry::new("eject", &self.request.id, format!("{} devices taken", devices.len()))
-                        .detail(json!({"devices": record::devices(&devices)})),
+                    Ok(()) => Entry::new(
+                        "eject",
+                        &self.request.id,
+                        format!("{} devices taken", devices.len()),
+                    )
+                    .detail(json!({"devices": record::devices(&devices)})),
                     Err(refusal) => record::refused("eject", &self.request.id, refusal, None),
                 };
                 self.note(entry.who(self.who(number)));
