@@ -21,8 +21,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use berth_rt::cpu::CpuSet;
 use berth_audit::{Entry, Who};
+use berth_rt::cpu::CpuSet;
 use berth_runtime::proof::{Fact, Proof};
 use berth_runtime::{Container, Plan};
 use nix::errno::Errno;
