@@ -3,12 +3,17 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 SAMPLES := target/samples
 BERTH := target/release/berth
+ARM64 := aarch64-unknown-linux-gnu
+# Debian's own compiler has a library for arm64; a compiler in PATH before it has none.
+CROSS := RUSTC=/usr/bin/rustc PKG_CONFIG_ALLOW_CROSS=1 \
+  CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
+  PKG_CONFIG_LIBDIR_aarch64_unknown_linux_gnu=/usr/lib/aarch64-linux-gnu/pkgconfig:/usr/share/pkgconfig /usr/bin/cargo
 
 # Property tests draw the same cases each time: what they find must not fail somebody else's change. `make test-long`
 # draws new ones.
 export PROPTEST_RNG_SEED ?= 20261121
 
-.PHONY: help setup build samples run test test-unit test-native test-escape vm test-long check bench cross deb yocto-crates clean
+.PHONY: help setup build samples samples-arm64 run test test-unit test-native test-escape vm test-long check bench cross cross-arm64 deb yocto-crates clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -26,7 +31,13 @@ run: samples ## the main job: plug a device, see its container proven, unplug it
 	@.ci/setup test
 	KEEP=$(KEEP) tests/run/journey.sh
 
-test: test-unit test-native vm ## all tests that one CI run can hold
+# The last step of a release build is one thread: the two go side by side.
+test: ## all tests that one CI run can hold
+	@.ci/setup build test vm cross
+	$(MAKE) -j2 build cross-arm64
+	$(MAKE) test-unit
+	$(MAKE) test-native
+	$(MAKE) vm
 
 test-unit: ## unit, table and property tests of every crate, and those on this machine's kernel
 	@.ci/setup build test
@@ -41,7 +52,7 @@ test-escape: build ## published escapes against berth, crun and runc: the table 
 	@.ci/setup bench
 	BERTH_ESCAPE_SECONDS=10 cargo run --locked -q -p berth-tests --bin berth-escape -- all berth crun runc
 
-vm: samples ## the guests: PREEMPT_RT, cgroup v2, real hotplug
+vm: samples samples-arm64 ## the guests: PREEMPT_RT, cgroup v2, real hotplug, systemd, arm64, power cuts
 	@.ci/setup vm
 	cargo test --locked -p berth-tests --test vm
 
@@ -60,15 +71,21 @@ check: ## formatting, lints, licences, documentation
 	command -v cargo-deny >/dev/null || cargo install --locked -q cargo-deny
 	cargo deny --offline check bans licenses sources
 
-cross: build ## stripped release binaries for x86_64 and arm64, target/dist
-	@.ci/setup cross
-	RUSTC=/usr/bin/rustc PKG_CONFIG_ALLOW_CROSS=1 \
-	  CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
-	  PKG_CONFIG_LIBDIR_aarch64_unknown_linux_gnu=/usr/lib/aarch64-linux-gnu/pkgconfig:/usr/share/pkgconfig \
-	  /usr/bin/cargo build --release --locked -p berth --target aarch64-unknown-linux-gnu --target-dir target/cross
+cross: build cross-arm64 ## stripped release binaries for x86_64 and arm64, target/dist
 	install -D $(BERTH) target/dist/berth-x86_64
-	install -D target/cross/aarch64-unknown-linux-gnu/release/berth target/dist/berth-aarch64
 	@ls -l target/dist/berth-*
+
+cross-arm64:
+	@.ci/setup cross
+	$(CROSS) build --release --locked -p berth --target $(ARM64) --target-dir target/cross
+	$(CROSS) rustc --release --locked -p device-worker --target $(ARM64) --target-dir target/cross -- -C target-feature=+crt-static
+	install -D target/cross/$(ARM64)/release/berth target/dist/berth-aarch64
+
+samples-arm64: samples cross-arm64
+	rm -rf target/cross/busybox && mkdir -p target/cross/busybox
+	cd target/cross/busybox && apt-get download -q -o APT::Sandbox::User=root busybox-static:arm64 >/dev/null && dpkg-deb -x *.deb .
+	cargo run --release --locked -q -p berth-images --bin berth-sample-images -- target/samples-arm64 \
+	  --busybox target/cross/busybox/bin/busybox --worker target/cross/$(ARM64)/release/device-worker --arch arm64
 
 deb: cross ## Debian packages for amd64 and arm64, target/dist
 	@.ci/setup deb

@@ -1,11 +1,11 @@
 #!/bin/bash
 # deb.sh ARCH BINARY OUT_DIR: a Debian package of the built binary, with units, default configuration, man pages and
 # completions. HOST_BERTH (default: BINARY) is a binary that runs here, to write man pages and completions.
-# Reproducible: SOURCE_DATE_EPOCH (default: the last commit's date) is every file's date.
+# DEB_VERSION (default: the workspace's version) is the package's. Reproducible: SOURCE_DATE_EPOCH (default: the last commit's date) is every file's date.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 arch=$1 binary=$2 out=$3 host=${HOST_BERTH:-$2}
-version=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' "$here/../../Cargo.toml")
+version=${DEB_VERSION:-$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' "$here/../../Cargo.toml")}
 export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git -C "$here" log -1 --format=%ct)}
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
 root=$work/berth; mkdir -p "$root/DEBIAN" "$out"
@@ -16,7 +16,14 @@ install -D -m 644 "$here/berth.sysusers" "$root/usr/lib/sysusers.d/berth.conf"
 install -D -m 644 "$here/node.yaml" "$root/etc/berth/node.yaml"
 "$host" completions bash | install -D -m 644 /dev/stdin "$root/usr/share/bash-completion/completions/berth"
 "$host" completions zsh | install -D -m 644 /dev/stdin "$root/usr/share/zsh/vendor-completions/_berth"
-"$host" man | gzip -9n | install -D -m 644 /dev/stdin "$root/usr/share/man/man1/berth.1.gz"
+"$host" completions fish | install -D -m 644 /dev/stdin "$root/usr/share/fish/vendor_completions.d/berth.fish"
+page() { gzip -9n | install -D -m 644 /dev/stdin "$root/usr/share/man/man$1/$2.$1.gz"; }
+"$host" man | page 1 berth
+for command in $("$host" --help | sed -n '/^Commands:/,/^$/s/^  \([a-z][a-z-]*\) .*/\1/p'); do
+  [ "$command" = help ] || "$host" man "$command" | page 1 "berth-$command"
+done
+page 8 berth.service <"$here/berth.service.8"
+ln -s berth.service.8.gz "$root/usr/share/man/man8/berth-launcher.service.8.gz"
 install -D -m 644 "$here/../../LICENSE" "$root/usr/share/doc/berth/copyright"
 gzip -9nc "$here/../../CHANGELOG.md" | install -D -m 644 /dev/stdin "$root/usr/share/doc/berth/changelog.gz"
 echo /etc/berth/node.yaml >"$root/DEBIAN/conffiles"

@@ -126,7 +126,10 @@ fn specification() -> Result<()> {
             "vm" => {
                 let (guest, test) = test.split_once("::").unwrap_or((test, ""));
                 let test = begins(test).unwrap_or_else(|| format!("\"{test}\""));
-                vm.contains(&format!("name: \"{guest}\"")) && vm.contains(&test)
+                // A boot by its name, or tests without a boot of their own.
+                let guest =
+                    vm.contains(&format!("name: \"{guest}\"")) || vm.contains(&format!("\"{guest}::"));
+                guest && vm.contains(&test)
             }
             "unit" => {
                 let (folder, function) = test.split_once(' ').unwrap_or((test, ""));

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use berth_tests::agent::{binary, samples, workspace};
 use berth_tests::skips;
 use berth_tests::vm::needs::Machine;
-use berth_tests::vm::{Config, Shape, Vm, out};
+use berth_tests::vm::{Config, Shape, Vm, make_disk, out};
 use libtest_mimic::{Failed, Trial};
 
 /// Binaries above this many bytes carry symbols that no guest needs: their copy is stripped. What ships is below.
@@ -29,17 +29,20 @@ pub(crate) struct Spec {
     pub(crate) append: &'static str,
     pub(crate) qemu: &'static [&'static str],
     pub(crate) shape: Shape,
+    /// The kernel has no 9p: what the guest sees as /host comes on a disk.
+    pub(crate) host_disk: bool,
     /// A reset of the guest boots it again.
     pub(crate) reboot: bool,
     /// Puts more into the folder that the guest sees as /host until it is set up.
     pub(crate) share: fn(&Path) -> Result<()>,
-    /// What is run in the guest before its tests.
+    /// What is run in the guest before its tests: berth and its images, then what only this guest needs.
     pub(crate) setup: &'static str,
+    pub(crate) more: &'static str,
 }
 
-/// PREEMPT_RT 6.12 with busybox init and udevd, nothing given away. The others differ from it by what they name.
-pub(crate) const PLAIN: Spec = Spec {
-    name: "rt-6.12-plain",
+/// PREEMPT_RT 6.12 with busybox init and udevd, nothing given away: the others differ from it by what they name.
+pub(crate) const BASE: Spec = Spec {
+    name: "base",
     arch: "amd64",
     kernel: "linux-image-6.12-rt-amd64",
     flavour: "busybox",
@@ -47,9 +50,11 @@ pub(crate) const PLAIN: Spec = Spec {
     append: "",
     qemu: &[],
     shape: Shape::Full,
+    host_disk: false,
     reboot: false,
     share: |_| Ok(()),
     setup: INSTALL,
+    more: "",
 };
 
 /// The same with two cores given away, and something behind every device that is plugged.
@@ -57,7 +62,58 @@ pub(crate) const RT_612: Spec = Spec {
     name: "rt-6.12",
     isolcpus: "2-3",
     qemu: crate::devices::BACKENDS,
-    ..PLAIN
+    ..BASE
+};
+
+/// Nothing given away, busybox init and no udevd (who loads no driver either), a hardware watchdog.
+pub(crate) const PLAIN: Spec = Spec {
+    name: "rt-6.12-plain",
+    append: "rig.udevd=off",
+    qemu: &[
+        "-device",
+        "i6300esb",
+        "-chardev",
+        "null,id=adapter0",
+        "-netdev",
+        "user,id=net1,restrict=on",
+    ],
+    reboot: true,
+    share: |share| {
+        let escape = env!("CARGO_BIN_EXE_berth-escape");
+        std::fs::copy(escape, share.join("berth-escape")).with_context(|| format!("copy {escape}"))?;
+        Ok(())
+    },
+    // A reset must find on the disk what was written there.
+    more: "modprobe -a xhci_pci ftdi_sio virtio_net && sync",
+    ..BASE
+};
+
+/// A node as a cloud has it: no PREEMPT_RT, no USB.
+pub(crate) const CLOUD: Spec = Spec {
+    name: "cloud-6.12",
+    kernel: "linux-image-6.12-cloud-amd64",
+    qemu: crate::devices::BACKENDS,
+    host_disk: true,
+    ..BASE
+};
+
+/// systemd as PID 1; berth comes as a package.
+pub(crate) const SYSTEMD: Spec = Spec {
+    name: "systemd",
+    flavour: "systemd",
+    share: crate::systemd::packages,
+    setup: "cp /host/*.deb /host/*.tar /root && umount /host",
+    ..BASE
+};
+
+/// PREEMPT_RT 6.12 on arm64.
+pub(crate) const ARM64: Spec = Spec {
+    name: "arm64",
+    arch: "arm64",
+    kernel: "linux-image-6.12-rt-arm64",
+    isolcpus: "2-3",
+    qemu: crate::devices::BACKENDS,
+    ..BASE
 };
 
 /// PREEMPT_RT 6.1: no remote partitions, no overlayfs with a parameter for each layer.
@@ -65,7 +121,7 @@ pub(crate) const RT_61: Spec = Spec {
     name: "rt-6.1",
     kernel: "linux-image-rt-amd64",
     isolcpus: "2-3",
-    ..PLAIN
+    ..BASE
 };
 
 /// SELinux enforcing, with the policy of policies/selinux.
@@ -74,7 +130,7 @@ pub(crate) const SELINUX: Spec = Spec {
     flavour: "busybox-selinux",
     isolcpus: "2-3",
     append: "security=selinux enforcing=1",
-    ..PLAIN
+    ..BASE
 };
 
 /// A guest that boots when the first of its tests runs and ends with the last.
@@ -144,6 +200,8 @@ impl Guest {
             if lost {
                 *slot = Slot::Down(name.clone());
             }
+            // At once: the summary comes after the last guest.
+            eprintln!("{name}: {text}");
             Err(text.into())
         })
     }
@@ -209,10 +267,6 @@ impl Spec {
         let copy = share.join("berth");
         std::fs::copy(&binary, &copy)
             .with_context(|| format!("copy {}: run make {make}", binary.display()))?;
-        if self.name == PLAIN.name {
-            let escape = env!("CARGO_BIN_EXE_berth-escape");
-            std::fs::copy(escape, share.join("berth-escape")).with_context(|| format!("copy {escape}"))?;
-        }
         if std::fs::metadata(&copy)?.len() > SYMBOLS {
             let done = Command::new("strip").arg(&copy).status().context("strip")?;
             ensure!(done.success(), "strip {}: {done}", copy.display());
@@ -233,6 +287,11 @@ impl Spec {
         let share = tempfile::Builder::new().prefix("share.").tempdir_in(out())?;
         self.fill(share.path())?;
         config.share = share.path().into();
+        if self.host_disk {
+            let disk = share.path().with_extension("ext4");
+            make_disk(&disk, share.path(), 96)?;
+            config.host = Some(disk);
+        }
         let version = std::fs::read_to_string(config.image.join("kernel-version"))?;
         let dir = out().join(format!("guest-{}-{}", self.name, std::process::id()));
         let mut vm =
@@ -243,7 +302,11 @@ impl Spec {
             version.trim(),
             vm.boot_seconds
         );
-        let set_up = vm.sh(self.setup);
+        if let Some(disk) = &config.host {
+            // QEMU has it open for as long as the guest runs.
+            std::fs::remove_file(disk)?;
+        }
+        let set_up = vm.sh(&format!("{{ {}; }} || exit 1\n{}\n", self.setup, self.more));
         if set_up.is_err() {
             vm.keep();
         }

@@ -75,6 +75,15 @@ fn node(vm: &mut Vm) -> Result<()> {
     )?;
     ensure!(facts.contains("-rt-"), "not a PREEMPT_RT kernel: {facts}");
     ensure!(facts.contains("2-3"), "no isolated CPUs: {facts}");
+    // 4 CPUs are 2 cores of 2 threads, each core on a memory node of its own, and two of them have no tick.
+    let shape = vm.sh(
+        "cd /sys/devices/system; cat cpu/online cpu/nohz_full node/online cpu/cpu0/topology/thread_siblings_list \
+         cpu/cpu3/topology/thread_siblings_list node/node0/cpulist node/node1/cpulist",
+    )?;
+    ensure!(
+        shape == "0-3\n2-3\n0-1\n0-1\n2-3\n0-1\n2-3\n",
+        "CPUs online, nohz_full, memory nodes, siblings, CPUs of each node are\n{shape}"
+    );
     on_guest::agent(vm)?;
     vm.sh(&format!(
         "cat >/tmp/journey.yaml <<'EOF'\n{DOCUMENTS}\nEOF\nberth check /tmp/journey.yaml"

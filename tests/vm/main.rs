@@ -3,13 +3,20 @@
 //!
 //! `RIG_OUT` moves the rig's folder (default `.rig`). A failing test keeps console and log and says where.
 
+mod arm64;
 mod boots;
+mod cloud;
 mod devices;
+mod dist;
 mod escape;
 mod journey;
 mod on_guest;
+mod plain;
+mod power;
 mod realtime;
 mod selinux;
+mod systemd;
+mod watchdog;
 
 use std::process::ExitCode;
 
@@ -25,16 +32,22 @@ type Tests = fn(&Guest) -> Vec<Trial>;
 fn suite() -> Vec<(Spec, Vec<Tests>)> {
     vec![
         (boots::RT_612, vec![journey::tests, devices::tests]),
-        (boots::PLAIN, vec![realtime::partitions, escape::tests]),
+        (
+            boots::PLAIN,
+            vec![realtime::partitions, plain::tests, escape::tests, watchdog::tests],
+        ),
         (boots::RT_61, vec![realtime::before_remote]),
         (boots::SELINUX, vec![selinux::tests]),
+        (boots::CLOUD, vec![cloud::tests]),
+        (boots::SYSTEMD, vec![systemd::tests]),
+        (boots::ARM64, vec![arm64::tests]),
     ]
 }
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
-    let mut trials = Vec::new();
+    let mut trials = dist::tests();
     for (spec, modules) in suite() {
         let guest = Guest::new(spec.clone());
         let mut tests: Vec<Trial> = modules.iter().flat_map(|tests| tests(&guest)).collect();
@@ -44,6 +57,9 @@ fn main() -> ExitCode {
         }
         tests.push(guest.end());
         trials.append(&mut tests);
+    }
+    if arguments.list || !power::POWER.is_missing(1) {
+        trials.append(&mut power::tests());
     }
     let listing = arguments.list;
     let conclusion = libtest_mimic::run(&arguments, trials);
