@@ -5,10 +5,13 @@
 //! ([`placement`], the BPF program of device rules, the order of writes), a thin driver acts.
 
 pub mod cgroup;
+pub mod cmdline;
 pub mod cpu;
 pub mod knob;
+pub mod machine;
 pub mod node;
 pub mod partition;
+pub mod performance_profile;
 pub mod placement;
 pub mod sched;
 pub mod threads;

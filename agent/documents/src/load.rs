@@ -3,6 +3,7 @@
 //! Only [`check`] and [`load`] touch the file system (`files`).
 
 mod files;
+mod foreign;
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -225,6 +226,9 @@ impl Reading<'_> {
 
     fn document(&mut self, file: &Path, root: Node) {
         let kind = root.entry("kind").and_then(|entry| entry.value.text());
+        if kind == Some(foreign::KIND) {
+            return self.foreign(file, root);
+        }
         match Kind::ALL.into_iter().find(|known| kind == Some(known.as_str())) {
             Some(Kind::Node) => self.typed(file, root, Kind::Node, |set| &mut set.nodes),
             Some(Kind::Workload) => self.typed(file, root, Kind::Workload, |set| &mut set.workloads),
@@ -281,7 +285,21 @@ impl Reading<'_> {
             problems.extend(lost);
             self.problems(file, &root, problems, &poisoned, &dead);
         }
-        let key = (kind, name.clone());
+        let value = value.map(|envelope| (envelope.metadata, envelope.spec));
+        self.keep(file, root, (kind, name), value, poisoned, place);
+    }
+
+    /// Puts a document into the set, unless there is one of its name, or another node, already.
+    fn keep<T: Spec>(
+        &mut self,
+        file: &Path,
+        root: Node,
+        key: (Kind, String),
+        value: Option<(Metadata, T)>,
+        poisoned: Vec<String>,
+        place: fn(&mut Set) -> &mut BTreeMap<String, Document<T>>,
+    ) {
+        let (kind, name) = key.clone();
         if let Some(first) = self.kept.get(&key) {
             let at = recover::place(&first.root, "metadata.name");
             let problem = Problem::new(
@@ -319,7 +337,7 @@ impl Reading<'_> {
         }
         match value {
             // A faulty document is kept too: what others say of it is judged, where it is not itself at fault.
-            Some(Envelope { metadata, spec, .. }) => {
+            Some((metadata, spec)) => {
                 let origin = Origin {
                     file: file.to_owned(),
                     line: root.pos.line,

@@ -331,6 +331,18 @@ pub enum CpuChoice {
     These(CpuSet),
 }
 
+impl CpuChoice {
+    /// The CPUs of this choice; `None` where it is all of them.
+    #[must_use]
+    pub fn limited(&self, parts: &crate::cmdline::Parts) -> Option<CpuSet> {
+        match self {
+            CpuChoice::Housekeeping => Some(parts.housekeeping.clone()),
+            CpuChoice::All => None,
+            CpuChoice::These(cpus) => Some(cpus.clone()),
+        }
+    }
+}
+
 impl FromStr for CpuChoice {
     type Err = String;
 
