@@ -136,6 +136,24 @@ impl CpuSet {
         self.0.is_disjoint(&other.0)
     }
 
+    /// The set of a hexadecimal mask: words of up to 8 digits, highest first, divided by commas; `None` where it is none.
+    #[must_use]
+    pub fn from_mask(mask: &str) -> Option<CpuSet> {
+        let words: Vec<&str> = mask.trim().split(',').collect();
+        let mut set = CpuSet::new();
+        for (index, word) in words.iter().rev().enumerate() {
+            let plain =
+                !word.is_empty() && word.len() <= 8 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+            let bits = u32::from_str_radix(word, 16).ok().filter(|_| plain)?;
+            let base = u32::try_from(index).ok()?.checked_mul(32)?;
+            for bit in (0..32).filter(|bit| bits & (1 << bit) != 0) {
+                let cpu = base.checked_add(bit).filter(|cpu| *cpu <= MAX_CPU)?;
+                set.insert(cpu);
+            }
+        }
+        Some(set)
+    }
+
     /// The set as the kernel's hexadecimal mask (`smp_affinity`, workqueue `cpumask`): words of 32 bits,
     /// highest first, separated by commas. The empty set is `00000000`.
     #[must_use]
@@ -308,6 +326,11 @@ mod tests {
             ("32,63", "80000001,00000000"),
         ] {
             assert_eq!(set(list).to_mask(), mask, "{list}");
+            assert_eq!(CpuSet::from_mask(mask), Some(set(list)), "{mask}");
+        }
+        assert_eq!(CpuSet::from_mask("f"), Some(set("0-3")));
+        for bad in ["", ",f", "0x1", "g", "123456789", "+1"] {
+            assert_eq!(CpuSet::from_mask(bad), None, "{bad}");
         }
     }
 

@@ -7,6 +7,7 @@
 pub mod cgroup;
 pub mod cmdline;
 pub mod cpu;
+pub mod ethtool;
 pub mod knob;
 pub mod machine;
 pub mod node;
@@ -14,5 +15,8 @@ pub mod partition;
 pub mod performance_profile;
 pub mod placement;
 pub mod sched;
+pub mod show;
+pub mod survey;
 pub mod threads;
 pub mod topology;
+pub mod tune;

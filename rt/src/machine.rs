@@ -68,7 +68,9 @@ impl Machine {
     /// A file's text without the newline at its end; `None` where it is absent or cannot be read.
     #[must_use]
     pub fn read(&self, path: &str) -> Option<String> {
-        file::read(&self.path(path)).ok().map(|text| text.trim_end().to_owned())
+        file::read(&self.path(path))
+            .ok()
+            .map(|text| text.trim_end().to_owned())
     }
 
     /// The names in a folder, sorted with numbers in their order; none where it is absent.
@@ -90,7 +92,19 @@ impl Machine {
     #[must_use]
     pub fn numbers(&self, folder: &str, prefix: &str) -> Vec<u32> {
         let names = self.names(folder);
-        let numbers = names.iter().filter_map(|name| name.strip_prefix(prefix)?.parse().ok());
+        let numbers = names
+            .iter()
+            .filter_map(|name| name.strip_prefix(prefix)?.parse().ok());
+        numbers.collect()
+    }
+
+    /// The numbers between `prefix` and `suffix` of the names in a folder, rising.
+    #[must_use]
+    pub fn numbers_between(&self, folder: &str, prefix: &str, suffix: &str) -> Vec<u64> {
+        let names = self.names(folder);
+        let numbers = names
+            .iter()
+            .filter_map(|name| name.strip_prefix(prefix)?.strip_suffix(suffix)?.parse().ok());
         numbers.collect()
     }
 
@@ -130,7 +144,9 @@ impl Machine {
     #[must_use]
     pub fn version(&self) -> (u32, u32) {
         let release = self.release();
-        let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
+        let mut numbers = release
+            .split(|c: char| !c.is_ascii_digit())
+            .map(|part| part.parse().unwrap_or(0));
         (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
     }
 
@@ -138,7 +154,9 @@ impl Machine {
     #[must_use]
     pub fn realtime(&self) -> bool {
         self.read("/sys/kernel/realtime").as_deref() == Some("1")
-            || self.read("/proc/version").is_some_and(|version| version.contains("PREEMPT_RT"))
+            || self
+                .read("/proc/version")
+                .is_some_and(|version| version.contains("PREEMPT_RT"))
     }
 
     /// `none`, `integrity` or `confidentiality`; `None` without lockdown.
@@ -157,7 +175,9 @@ impl Machine {
     #[must_use]
     pub fn platform(&self) -> Platform {
         let info = self.read("/proc/cpuinfo").unwrap_or_default();
-        let x86_vendor = info.lines().find_map(|line| line.strip_prefix("vendor_id")?.split(": ").nth(1));
+        let x86_vendor = info
+            .lines()
+            .find_map(|line| line.strip_prefix("vendor_id")?.split(": ").nth(1));
         let arm = info.lines().any(|line| line.starts_with("CPU implementer"));
         Platform {
             arch: match (x86_vendor, arm) {
@@ -179,7 +199,9 @@ impl Machine {
     #[must_use]
     pub fn option(&self, name: &str) -> Option<&str> {
         let config = self.config.as_deref()?;
-        let value = config.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        let value = config
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
         Some(value.unwrap_or("n"))
     }
 
@@ -188,7 +210,9 @@ impl Machine {
         if let Ok(packed) = fs::File::open(self.path("/proc/config.gz")) {
             let mut text = String::new();
             // A kernel's configuration has some 300 kB; more is none.
-            let unpacked = flate2::read::GzDecoder::new(packed).take(4 << 20).read_to_string(&mut text);
+            let unpacked = flate2::read::GzDecoder::new(packed)
+                .take(4 << 20)
+                .read_to_string(&mut text);
             if unpacked.is_ok() {
                 return Some(text);
             }
@@ -201,7 +225,12 @@ impl Machine {
     pub fn threads(&self) -> Vec<Thread> {
         let pids = self.numbers("/proc", "");
         pids.into_iter()
-            .filter_map(|pid| thread(i32::try_from(pid).ok()?, &self.read(&format!("/proc/{pid}/stat"))?))
+            .filter_map(|pid| {
+                thread(
+                    i32::try_from(pid).ok()?,
+                    &self.read(&format!("/proc/{pid}/stat"))?,
+                )
+            })
             .collect()
     }
 
@@ -215,7 +244,9 @@ impl Machine {
     #[must_use]
     pub fn allowed(&self, pid: i32) -> Option<crate::cpu::CpuSet> {
         let status = self.read(&format!("/proc/{pid}/status"))?;
-        let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+        let list = status
+            .lines()
+            .find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
         list.trim().parse().ok()
     }
 }

@@ -6,7 +6,7 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
-pub use table::TABLE;
+pub use table::{NEEDED, TABLE};
 
 /// When a knob can be turned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -146,3 +146,16 @@ pub static TABLE: &[Knob] = &[
     knob!("kernel-arguments", "spec.kernel.arguments", "the kernel's command line", Boot, "/proc/cmdline",
         "", "as given", Medium, "what the document asks for is not in force"),
 ];
+
+/// The knobs whose absence is in the way of what a document wants. The absence of any other means that there is nothing to
+/// restrain.
+pub static NEEDED: &[&str] = &[
+    "offlined",
+    "preemption",
+    "rt-throttling",
+    "irq-default-affinity",
+    "frequency-max",
+    "frequency-min",
+    "hugepages",
+    "nic-queues",
+];

@@ -81,7 +81,9 @@ impl Reading<'_> {
                 .into_iter()
                 .map(|mut problem| {
                     problem.path = field_of(&problem.path);
-                    let named = problem.message.replace("spec.cpus.housekeeping", "spec.cpu.reserved");
+                    let named = problem
+                        .message
+                        .replace("spec.cpus.housekeeping", "spec.cpu.reserved");
                     problem.message = named.replace("spec.cpus.", "spec.cpu.");
                     problem
                 })
