@@ -170,6 +170,14 @@ pub fn apply(machine: &Machine, journal: &Path, changes: &[Change]) -> Result<Ap
             applied.kept.push(format!("{}: it is gone", change.target));
             continue;
         };
+        if prepared
+            .restore
+            .iter()
+            .any(|(target, old)| *target == prepared.target && agrees(old, &prepared.value))
+        {
+            // A write before it did it too: machinecheckN/ignore_ce is one setting for all CPUs.
+            continue;
+        }
         log.add(&prepared)?;
         let failed = match write(machine, &prepared.target, &prepared.value) {
             Ok(()) => match current(machine, &prepared.target) {

@@ -15,7 +15,7 @@ use libtest_mimic::{Failed, Trial};
 /// Binaries above this many bytes carry symbols that no guest needs: their copy is stripped. What ships is below.
 const SYMBOLS: u64 = 12 << 20;
 /// Installs berth and loads the sample images: what every guest but one begins with.
-const INSTALL: &str = "for p in berth berth-escape; do [ ! -e /host/$p ] || cp /host/$p /usr/bin/; done; mkdir -p /etc/berth && \
+const INSTALL: &str = "for p in berth berth-escape berth-kill-at; do [ ! -e /host/$p ] || cp /host/$p /usr/bin/; done; mkdir -p /etc/berth && \
      for i in busybox worker; do berth image load /host/berth-sample-$i.tar; done && berth image ls && umount /host";
 
 /// What a guest is.
@@ -81,6 +81,8 @@ pub(crate) const PLAIN: Spec = Spec {
     share: |share| {
         let escape = env!("CARGO_BIN_EXE_berth-escape");
         std::fs::copy(escape, share.join("berth-escape")).with_context(|| format!("copy {escape}"))?;
+        let kill_at = env!("CARGO_BIN_EXE_berth-kill-at");
+        std::fs::copy(kill_at, share.join("berth-kill-at")).with_context(|| format!("copy {kill_at}"))?;
         Ok(())
     },
     // A reset must find on the disk what was written there.

@@ -16,6 +16,7 @@ mod power;
 mod realtime;
 mod selinux;
 mod systemd;
+mod tuning;
 mod watchdog;
 
 use std::process::ExitCode;
@@ -34,9 +35,9 @@ fn suite() -> Vec<(Spec, Vec<Tests>)> {
         (boots::RT_612, vec![journey::tests, devices::tests]),
         (
             boots::PLAIN,
-            vec![realtime::partitions, plain::tests, escape::tests, watchdog::tests],
+            vec![realtime::partitions, plain::tests, escape::tests, tuning::tests, watchdog::tests],
         ),
-        (boots::RT_61, vec![realtime::before_remote]),
+        (boots::RT_61, vec![realtime::before_remote, tuning::without_sweep]),
         (boots::SELINUX, vec![selinux::tests]),
         (boots::CLOUD, vec![cloud::tests]),
         (boots::SYSTEMD, vec![systemd::tests]),

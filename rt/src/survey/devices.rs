@@ -89,7 +89,10 @@ impl Survey<'_> {
                 self.findings.push(finding);
                 continue;
             }
-            if !self.machine.writable(&path) || self.context.kept.contains(&irq) {
+            if within(&allowed) {
+                finding.state = State::Kept;
+                finding.reason = Some("set; the kernel moves it when it comes next".into());
+            } else if !self.machine.writable(&path) || self.context.kept.contains(&irq) {
                 finding.state = State::Kept;
                 finding.reason =
                     Some("managed by the kernel or bound to a CPU: it refuses an affinity".into());

@@ -1,0 +1,249 @@
+//! `berth node check`, `tune` and `cmdline` on real kernels: tuned, checked, put back bit for bit, also after a kill between
+//! any two steps. A snapshot has every file that is touched, and policy and CPUs of every thread of the kernel.
+
+use anyhow::{Context, Result, ensure};
+use berth_tests::vm::Vm;
+use libtest_mimic::Trial;
+use serde_json::Value;
+
+use crate::boots::Guest;
+
+/// Every knob this kernel has, on CPUs 2-3.
+const WHOLE: &str = r#"
+apiVersion: berth/v1
+kind: Node
+metadata: {name: guest}
+spec:
+  cpus: {housekeeping: "0-1", isolated: "2-3"}
+  hints: {realTime: true, highPowerConsumption: true}
+  realtime: {fairServer: off, kernel: true, priorities: {irqThreads: 55}}
+  hugepages: {pages: [{size: 2M, count: 4, node: 0}, {size: 2M, count: 2, node: 1}]}
+"#;
+
+/// One of each kind of write: files with one word, a mask and a count, a policy, a thread's CPUs.
+const SMALL: &str = r#"
+apiVersion: berth/v1
+kind: Node
+metadata: {name: guest}
+spec:
+  realtime: {throttling: off, priorities: {ksoftirqd: 2}}
+  memory: {swappiness: 5}
+  hugepages: {pages: [{size: 2M, count: 3}]}
+  workqueues: {writeback: "0-1"}
+"#;
+
+/// What `tune` may touch, as it is: sorted lines of a path or a thread and its value. Workers come and go by themselves.
+const SNAPSHOT: &str = r#"
+snapshot() {
+  for f in /proc/sys/kernel/sched_rt_runtime_us /proc/sys/kernel/timer_migration /proc/sys/kernel/*watchdog* \
+    /proc/sys/kernel/hung_task_timeout_secs /proc/sys/vm/stat_interval /proc/sys/vm/swappiness /proc/sys/vm/dirty_* \
+    /proc/sys/net/core/rps_default_mask /proc/sys/net/core/busy_* /proc/irq/default_smp_affinity /proc/irq/*/smp_affinity \
+    /sys/devices/virtual/workqueue/cpumask* /sys/bus/workqueue/devices/writeback/cpumask /sys/kernel/mm/ksm/run \
+    /sys/kernel/mm/transparent_hugepage/enabled /sys/kernel/mm/hugepages/*/nr_hugepages \
+    /sys/devices/system/node/node*/hugepages/*/nr_hugepages /sys/devices/system/cpu/cpu*/online \
+    /sys/devices/system/cpu/cpu*/power/pm_qos_resume_latency_us /sys/devices/system/machinecheck/*/ignore_ce \
+    /sys/class/net/*/queues/*/rps_cpus /sys/kernel/debug/sched/preempt /sys/kernel/debug/sched/fair_server/*/runtime; do
+    [ -f $f ] && echo "$f $(cat $f 2>/dev/null)"
+  done
+  for p in /proc/[0-9]*; do
+    read -r stat <$p/stat || continue
+    case $stat in *"(kworker"*) continue ;; esac
+    set -- ${stat##*) }
+    [ $2 = 2 ] && echo "${p#/proc/} ${17} ${38} ${39} $(sed -n 's/^Cpus_allowed_list:.//p' $p/status)"
+  done 2>/dev/null
+}
+"#;
+
+/// In one guest the sweep of kills too: it takes longest.
+pub(crate) fn tests(guest: &Guest) -> Vec<Trial> {
+    let mut tests = without_sweep(guest);
+    tests.push(guest.test("killed between any two steps, put back bit for bit", killed));
+    tests
+}
+
+pub(crate) fn without_sweep(guest: &Guest) -> Vec<Trial> {
+    vec![
+        guest.test("every item of check is read, or absent with its reason", check),
+        guest.test("tuned, checked, and put back bit for bit", whole),
+        guest.test("a write that fails puts everything back and says what helps", fails),
+    ]
+}
+
+fn prepare(vm: &mut Vm, document: &str) -> Result<()> {
+    vm.sh(&format!(
+        "mountpoint -q /sys/kernel/debug || mount -t debugfs none /sys/kernel/debug\ncat >/tmp/node.yaml <<'END'\n{document}\nEND"
+    ))
+    .map(drop)
+}
+
+/// Check as JSON, whatever it answers.
+fn findings(vm: &mut Vm) -> Result<Vec<Value>> {
+    let (code, text) = vm.run("berth node check --from /tmp/node.yaml -o json")?;
+    let checked: Value = serde_json::from_str(&text).with_context(|| text.clone())?;
+    ensure!(
+        (code == 0) == (checked["ok"] == true),
+        "exit {code}, and ok is {}",
+        checked["ok"]
+    );
+    Ok(checked["findings"].as_array().context("no findings")?.clone())
+}
+
+fn check(vm: &mut Vm) -> Result<()> {
+    prepare(vm, WHOLE)?;
+    let all = findings(vm)?;
+    ensure!(all.len() > 50, "only {} items", all.len());
+    for one in &all {
+        let named = one["actual"].is_string() || one["reason"].is_string() || one["state"] == "pendingBoot";
+        ensure!(named, "neither read nor a reason: {one}");
+        let amiss =
+            !["ok", "absent", "kept", "untilBoot"].contains(&one["state"].as_str().unwrap_or_default());
+        ensure!(
+            !amiss || one["mend"].is_string(),
+            "nothing says how to mend: {one}"
+        );
+    }
+    let state = |knob: &str| -> Vec<&str> {
+        let of = all.iter().filter(|one| one["knob"] == knob);
+        of.filter_map(|one| one["state"].as_str()).collect()
+    };
+    ensure!(
+        state("realtime-kernel") == ["ok"],
+        "the kernel: {:?}",
+        state("realtime-kernel")
+    );
+    ensure!(
+        state("numa-balancing") == ["absent"],
+        "numa_balancing: {:?}",
+        state("numa-balancing")
+    );
+    ensure!(
+        state("governor").iter().all(|state| *state == "absent"),
+        "cpufreq: {:?}",
+        state("governor")
+    );
+    ensure!(
+        state("rt-throttling") == ["differs"],
+        "throttling: {:?}",
+        state("rt-throttling")
+    );
+    Ok(())
+}
+
+fn whole(vm: &mut Vm) -> Result<()> {
+    prepare(vm, WHOLE)?;
+    vm.sh(&format!("{SNAPSHOT}\nsnapshot >/tmp/before"))?;
+    let (code, said) = vm.run("berth node tune --from /tmp/node.yaml")?;
+    ensure!(code == 0, "exit {code}: {said}");
+    let all = findings(vm)?;
+    let left: Vec<&Value> = all
+        .iter()
+        .filter(|one| {
+            one["when"] == "runTime"
+                && !["ok", "absent", "kept"].contains(&one["state"].as_str().unwrap_or_default())
+        })
+        .collect();
+    ensure!(left.is_empty(), "not clean after tune: {left:#?}");
+    // Not check's own word alone.
+    let seen = vm.sh(
+        "cat /proc/sys/kernel/sched_rt_runtime_us /sys/bus/workqueue/devices/writeback/cpumask /proc/irq/default_smp_affinity \
+         /sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages /sys/devices/system/cpu/cpu3/power/pm_qos_resume_latency_us; \
+         p=$(grep -l '^ksoftirqd/3$' /proc/[0-9]*/comm | cut -d/ -f3); sed 's/.*) //' /proc/$p/stat | cut -d' ' -f38,39",
+    )?;
+    ensure!(seen == "-1\n3\n3\n4\n3\n11 1\n", "the kernel says {seen:?}");
+    vm.sh(&format!(
+        "{SNAPSHOT}\nsnapshot >/tmp/tuned; ! cmp -s /tmp/before /tmp/tuned"
+    ))?;
+    vm.sh("berth node tune --undo")?;
+    same(vm, "undo")?;
+    vm.sh("test ! -e /run/berth/node-tune.journal")?;
+    // What only a boot mends is told by cmdline, and what this kernel was booted with is not pending.
+    let line = vm.sh("berth node cmdline --from /tmp/node.yaml --for plain")?;
+    for argument in [
+        "nohz_full=2-3",
+        "rcu_nocbs=2-3",
+        "isolcpus=managed_irq,2-3",
+        "irqaffinity=0-1",
+        "idle=poll",
+    ] {
+        ensure!(
+            line.split_whitespace().any(|word| word == argument),
+            "{argument} is not in {line}"
+        );
+    }
+    let table = vm.sh("berth node cmdline --from /tmp/node.yaml; cat /proc/cmdline")?;
+    let booted = table
+        .lines()
+        .last()
+        .is_some_and(|line| line.contains("nohz_full=2-3"));
+    let told = table
+        .lines()
+        .find(|line| line.starts_with("nohz_full=2-3"))
+        .context("no nohz_full")?;
+    ensure!(told.contains("in force") == booted, "{told}");
+    Ok(())
+}
+
+fn same(vm: &mut Vm, after: &str) -> Result<()> {
+    let (code, difference) = vm.run(&format!(
+        "{SNAPSHOT}\nsnapshot >/tmp/after; diff /tmp/before /tmp/after"
+    ))?;
+    ensure!(code == 0, "not as before after {after}:\n{difference}");
+    Ok(())
+}
+
+/// More huge pages than there is memory: the kernel takes the write and finds fewer.
+fn fails(vm: &mut Vm) -> Result<()> {
+    let document = SMALL.replace("count: 3", "count: 100000");
+    prepare(vm, &document)?;
+    vm.sh(&format!("{SNAPSHOT}\nsnapshot >/tmp/before"))?;
+    let (code, said) = vm.run("berth node tune --from /tmp/node.yaml")?;
+    ensure!(code == 1, "exit {code}: {said}");
+    for part in [
+        "hugepages-2048kB/nr_hugepages",
+        "100000",
+        "put back",
+        "hugepagesz=SIZE hugepages=COUNT",
+    ] {
+        ensure!(said.contains(part), "{part:?} is not in {said}");
+    }
+    same(vm, "a tune that failed")?;
+    prepare(vm, &SMALL.replace("size: 2M", "size: 64k"))?;
+    let (code, said) = vm.run("berth node tune --from /tmp/node.yaml")?;
+    ensure!(
+        code == 1 && said.contains("huge pages of 2M"),
+        "exit {code}: {said}"
+    );
+    same(vm, "a tune that was refused")
+}
+
+/// Kill at every step of tune, and at every step of undo; what is left then is put back by undo, or by the next tune.
+fn killed(vm: &mut Vm) -> Result<()> {
+    prepare(vm, SMALL)?;
+    let script = format!(
+        r#"{SNAPSHOT}
+snapshot >/tmp/before
+tune="berth node tune --from /tmp/node.yaml"
+n=0
+while n=$((n + 1)); do
+  berth-kill-at $n $tune >/tmp/said 2>&1
+  code=$?
+  case $code in 0 | 137) ;; *) echo "step $n of tune: exit $code"; cat /tmp/said; exit 1 ;; esac
+  if [ $((n % 2)) = 0 ]; then berth node tune --undo >/dev/null || exit 1
+  else
+    $tune >/tmp/said 2>&1 || {{ echo "tune after step $n"; cat /tmp/said; exit 1; }}
+    berth-kill-at $n berth node tune --undo >/dev/null 2>&1
+    berth node tune --undo >/dev/null || exit 1
+  fi
+  snapshot >/tmp/after
+  diff /tmp/before /tmp/after || {{ echo "step $n"; exit 1; }}
+  [ $code = 0 ] && break
+done
+echo $n"#
+    );
+    let (code, said) = vm.run(&script)?;
+    ensure!(code == 0, "{said}");
+    let steps: u32 = said.trim().parse().with_context(|| said.clone())?;
+    println!("killed at each of {} steps", steps - 1);
+    ensure!(steps > 20, "only {steps} steps");
+    Ok(())
+}
