@@ -170,11 +170,12 @@ pub fn show(machine: &Machine, topology: &Topology) -> Shown {
             .read(&format!("{CPU}/cpuidle/current_governor"))
             .or_else(|| machine.read(&format!("{CPU}/cpuidle/current_governor_ro"))),
         isolation: isolation(machine, topology),
-        resctrl: machine
-            .names("/sys/fs/resctrl/info")
-            .into_iter()
-            .filter(|name| name != "last_cmd_status")
-            .collect(),
+        resctrl: {
+            let mut names = machine.names("/sys/fs/resctrl/info");
+            names.retain(|name| name != "last_cmd_status");
+            names.sort();
+            names
+        },
     }
 }
 

@@ -35,7 +35,13 @@ fn suite() -> Vec<(Spec, Vec<Tests>)> {
         (boots::RT_612, vec![journey::tests, devices::tests]),
         (
             boots::PLAIN,
-            vec![realtime::partitions, plain::tests, escape::tests, tuning::tests, watchdog::tests],
+            vec![
+                realtime::partitions,
+                plain::tests,
+                escape::tests,
+                tuning::tests,
+                watchdog::tests,
+            ],
         ),
         (boots::RT_61, vec![realtime::before_remote, tuning::without_sweep]),
         (boots::SELINUX, vec![selinux::tests]),

@@ -65,7 +65,10 @@ pub(crate) fn without_sweep(guest: &Guest) -> Vec<Trial> {
     vec![
         guest.test("every item of check is read, or absent with its reason", check),
         guest.test("tuned, checked, and put back bit for bit", whole),
-        guest.test("a write that fails puts everything back and says what helps", fails),
+        guest.test(
+            "a write that fails puts everything back and says what helps",
+            fails,
+        ),
     ]
 }
 

@@ -201,9 +201,14 @@ impl Survey<'_> {
             last.reason = Some(format!(
                 "the kernel is locked down ({mode}): debugfs cannot be written"
             ));
-            last.mend = crate::knob::find(last.knob)
-                .filter(|knob| !knob.boot.is_empty())
-                .map(|knob| format!("boot argument {}", knob.boot));
+            let boot = crate::knob::find(last.knob).map_or("", |knob| knob.boot);
+            last.mend = Some(match boot {
+                "" => format!(
+                    "boot without lockdown (lockdown=, Secure Boot), or leave {} out",
+                    last.field
+                ),
+                boot => format!("boot argument {boot}"),
+            });
         }
     }
 
