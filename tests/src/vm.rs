@@ -227,6 +227,11 @@ impl Vm {
         &self.dir
     }
 
+    /// Do not keep them after all.
+    pub fn forget(&mut self) {
+        self.keep = false;
+    }
+
     fn console_end(&self) -> String {
         let text = fs::read(self.dir.join("console.log")).unwrap_or_default();
         String::from_utf8_lossy(&text[text.len().saturating_sub(3000)..]).into_owned()

@@ -18,6 +18,10 @@ const SYMBOLS: u64 = 12 << 20;
 const INSTALL: &str = "for p in berth berth-escape berth-kill-at; do [ ! -e /host/$p ] || cp /host/$p /usr/bin/; done; mkdir -p /etc/berth && \
      for i in busybox worker; do berth image load /host/berth-sample-$i.tar; done && berth image ls && umount /host";
 
+/// What a guest says of a test that failed; and the documents that it applied are taken away.
+const LOG: &str = "dmesg; tail -n 200 /run/berth-agent.log 2>/dev/null; journalctl -q -n 200 -u 'berth*' 2>/dev/null; \
+     if [ -e /tmp/documents.yaml ]; then berth delete /tmp/documents.yaml; fi";
+
 /// What a guest is.
 #[derive(Clone)]
 pub(crate) struct Spec {
@@ -157,55 +161,70 @@ impl Guest {
         }
     }
 
-    /// A test in this guest. A failure keeps console and log, takes away what the test plugged and applied, and says
-    /// where. A guest that does not come up or does not answer any more fails one test with the reason and the
-    /// others with that test's name.
+    /// Its name.
+    pub(crate) fn name(&self) -> &'static str {
+        self.spec.name
+    }
+
+    /// A test in this guest.
     pub(crate) fn test(&self, name: &str, body: impl Fn(&mut Vm) -> Result<()> + Send + 'static) -> Trial {
-        let guest = self.clone();
-        let name = format!("{}::{name}", self.spec.name);
-        Trial::test(name.clone(), move || {
-            let mut slot = guest
-                .slot
-                .lock()
-                .map_err(|_| Failed::from("an earlier test of this guest panicked"))?;
-            if let Slot::NotYet = *slot {
-                *slot = match guest.spec.boot() {
-                    Ok(vm) => Slot::Up(Box::new(vm)),
-                    Err(e) => {
-                        *slot = Slot::Down(name.clone());
-                        return Err(format!("{e:#}").into());
-                    }
-                };
+        let (guest, name) = (self.clone(), name.to_owned());
+        Trial::test(format!("{}::{name}", self.spec.name), move || {
+            let done = guest.attempt(&name, &body);
+            if let Err(text) = &done {
+                // At once: the summary comes after the last guest.
+                eprintln!("{}::{name}: {text}", guest.spec.name);
             }
-            let vm = match &mut *slot {
-                Slot::Up(vm) => vm,
-                Slot::Down(test) => return Err(format!("not run: {test} says why").into()),
-                Slot::NotYet => return Err("not booted".into()),
-            };
-            let done = body(vm);
-            let left = vm.unplug_all();
-            let Err(e) = done else {
-                return left.map_err(|e| format!("what is left plugged: {e:#}").into());
-            };
-            let mut text = format!("{e:#}\n");
-            if vm.lost() {
-                text += "--- the guest does not answer any more\n";
-            } else {
-                let log = vm.run(
-                    "tail -n 40 /run/berth-agent.log 2>/dev/null; journalctl -q -n 40 -u 'berth*' 2>/dev/null; dmesg | tail -n 15; \
-                     if [ -e /tmp/documents.yaml ]; then berth delete /tmp/documents.yaml; fi",
-                );
-                text += &format!("--- in the guest:\n{}\n", log.map(|r| r.1).unwrap_or_default());
-            }
-            let lost = vm.lost();
-            text += &format!("--- console and log are kept in {}", vm.keep().display());
-            if lost {
-                *slot = Slot::Down(name.clone());
-            }
-            // At once: the summary comes after the last guest.
-            eprintln!("{name}: {text}");
-            Err(text.into())
+            done.map_err(Failed::from)
         })
+    }
+
+    /// Run a test. A failure keeps console and log, takes away what the test plugged and applied, and says where. A
+    /// guest that does not come up or does not answer any more fails one test with the reason and the others with
+    /// that test's name.
+    pub(crate) fn attempt(&self, name: &str, body: impl Fn(&mut Vm) -> Result<()>) -> Result<(), String> {
+        let down = || Slot::Down(format!("{}::{name}", self.spec.name));
+        let mut slot = self
+            .slot
+            .lock()
+            .map_err(|_| "an earlier test of this guest panicked")?;
+        if let Slot::NotYet = *slot {
+            *slot = match self.spec.boot() {
+                Ok(vm) => Slot::Up(Box::new(vm)),
+                Err(e) => {
+                    *slot = down();
+                    return Err(format!("{e:#}"));
+                }
+            };
+        }
+        let vm = match &mut *slot {
+            Slot::Up(vm) => vm,
+            Slot::Down(test) => return Err(format!("not run: {test} says why")),
+            Slot::NotYet => return Err("not booted".into()),
+        };
+        let done = body(vm);
+        let log = match (&done, vm.lost()) {
+            (Ok(()), _) => None,
+            (Err(_), true) => Some("the guest does not answer any more".to_owned()),
+            // Before the hardware is taken away: what happens then is not the test's.
+            (Err(_), false) => Some(vm.run(LOG).map(|answer| answer.1).unwrap_or_default()),
+        };
+        let left = if vm.lost() { Ok(()) } else { vm.unplug_all() };
+        let (Err(e), Some(log)) = (done, log) else {
+            return left.map_err(|e| format!("what is left plugged: {e:#}"));
+        };
+        let kept = vm.keep().to_owned();
+        // The text below has it too.
+        let _ = std::fs::write(kept.join("guest.log"), &log);
+        if vm.lost() {
+            *slot = down();
+        }
+        let end: Vec<&str> = log.lines().collect();
+        let end = end[end.len().saturating_sub(60)..].join("\n");
+        Err(format!(
+            "{e:#}\n--- in the guest:\n{end}\n--- console and log are kept in {}",
+            kept.display()
+        ))
     }
 
     /// The last test of a guest: its end.

@@ -14,6 +14,7 @@ mod on_guest;
 mod plain;
 mod power;
 mod realtime;
+mod rig;
 mod selinux;
 mod systemd;
 mod tuning;
@@ -32,7 +33,7 @@ type Tests = fn(&Guest) -> Vec<Trial>;
 /// Every boot, and what runs in it.
 fn suite() -> Vec<(Spec, Vec<Tests>)> {
     vec![
-        (boots::RT_612, vec![journey::tests, devices::tests]),
+        (boots::RT_612, vec![journey::tests, rig::tests, devices::tests]),
         (
             boots::PLAIN,
             vec![
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
     let mut trials = dist::tests();
+    trials.extend(rig::without_a_guest());
     for (spec, modules) in suite() {
         let guest = Guest::new(spec.clone());
         let mut tests: Vec<Trial> = modules.iter().flat_map(|tests| tests(&guest)).collect();
