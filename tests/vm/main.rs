@@ -70,6 +70,11 @@ fn main() -> ExitCode {
     if arguments.list || !power::POWER.is_missing(1) {
         trials.append(&mut power::tests());
     }
+    if !arguments.list && arguments.filter.is_none() {
+        // A whole run: images are built while the guests before them run. A failure is told by its guest.
+        let specs: Vec<Spec> = suite().into_iter().map(|(spec, _)| spec).collect();
+        std::thread::spawn(move || specs.iter().map(Spec::config).filter(Result::is_err).count());
+    }
     let listing = arguments.list;
     let conclusion = libtest_mimic::run(&arguments, trials);
     // What was skipped is a failure unless the committed list has it.

@@ -18,6 +18,8 @@ out=$1 arch=$2 meta=$3 flavour=${4:-busybox}
 img=$out/$arch-$meta-$flavour cache=$out/cache/$arch work=$(mktemp -d "$out/build.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$img" "$cache" "$work"/{kernel,root,initrd}
+# One at a time: they share the packages, and two may be after the same image.
+exec 9>"$out/lock"; flock 9
 
 say() { printf 'rig: %s\n' "$*" >&2; }
 kernel=$(apt-cache depends "$meta:$arch" 2>/dev/null | awk '$1=="Depends:" && $2 ~ /^linux-image-/ {sub(/:.*/, "", $2); print $2; exit}')
