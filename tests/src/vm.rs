@@ -37,6 +37,8 @@ pub struct Vm {
     keep: bool,
     /// Ids of what was plugged and not unplugged.
     plugged: Vec<String>,
+    /// Ids of what was unplugged, until QEMU says that it is out.
+    leaving: Vec<String>,
     /// QMP events that arrived while something else was waited for.
     events: VecDeque<Value>,
     /// The guest does not answer any more.
@@ -70,6 +72,7 @@ impl Vm {
             shell: BufReader::new(shell),
             keep: false,
             plugged: Vec::new(),
+            leaving: Vec::new(),
             events: VecDeque::new(),
             lost: false,
             boot_seconds: 0.0,
@@ -181,6 +184,10 @@ impl Vm {
     pub fn plug(&mut self, driver: &str, mut properties: Value) -> Result<()> {
         properties["driver"] = json!(driver);
         let id = properties["id"].as_str().unwrap_or_default().to_owned();
+        if self.leaving.contains(&id) {
+            // The guest has let it go; the slot's power may go off seconds later.
+            self.wait_deleted(&id)?;
+        }
         self.qmp("device_add", properties)?;
         self.plugged.push(id);
         Ok(())
@@ -190,23 +197,33 @@ impl Vm {
     pub fn unplug(&mut self, id: &str) -> Result<()> {
         self.qmp("device_del", json!({"id": id}))?;
         self.plugged.retain(|there| there != id);
+        self.leaving.push(id.to_owned());
         Ok(())
     }
 
     /// Unplug whatever is still plugged, and wait until it is out: what a test that failed left behind.
     pub fn unplug_all(&mut self) -> Result<()> {
         for id in std::mem::take(&mut self.plugged) {
-            self.qmp("device_del", json!({"id": id}))?;
-            let begin = Instant::now();
-            while begin.elapsed() < QMP {
-                match self.event("DEVICE_DELETED", QMP)? {
-                    Some(event) if event["data"]["device"] != id.as_str() => {}
-                    Some(_) => break,
-                    None => bail!("{id} stays plugged"),
-                }
-            }
+            self.unplug(&id)?;
+            self.wait_deleted(&id)?;
         }
         Ok(())
+    }
+
+    fn wait_deleted(&mut self, id: &str) -> Result<()> {
+        loop {
+            match self.event("DEVICE_DELETED", QMP)? {
+                // An event of a port of the device has its path alone.
+                Some(event) => {
+                    let gone = event["data"]["device"].as_str().unwrap_or_default();
+                    self.leaving.retain(|there| there != gone);
+                    if gone == id {
+                        return Ok(());
+                    }
+                }
+                None => bail!("{id} stays plugged"),
+            }
+        }
     }
 
     /// Has the guest stopped answering? Nothing more can be run in it.
