@@ -1,8 +1,8 @@
 //! A resolved profile written into an OCI document: every security field is overwritten, whatever stood there.
 
 use oci_spec::runtime::{
-    Capabilities, LinuxCapabilitiesBuilder, LinuxDeviceCgroupBuilder, LinuxNamespaceBuilder, LinuxSeccomp,
-    Mount, PosixRlimitBuilder, Spec,
+    Capabilities, LinuxCapabilitiesBuilder, LinuxDeviceCgroupBuilder, LinuxNamespaceBuilder,
+    LinuxNamespaceType, LinuxSeccomp, Mount, PosixRlimitBuilder, Spec,
 };
 
 use crate::error::ProfileError;
@@ -12,7 +12,7 @@ use crate::profile::{Limit, Profile, Seccomp};
 
 impl Profile {
     /// Overwrite: the five capability sets, noNewPrivileges, rlimits, SELinux and AppArmor labels, the read-only root,
-    /// flags of every mount, namespaces (none joined), id mappings (none), seccomp, masked and read-only paths, device
+    /// flags of every mount, namespaces (none joined), id mappings (none: who gives a range writes them), seccomp, masked and read-only paths, device
     /// nodes (none beyond the runtime's own) and device rules (deny all, then the profile's), sysctls (the profile's), root
     /// propagation and personality (none).
     ///
@@ -88,6 +88,14 @@ impl Profile {
         let mut namespaces = Vec::with_capacity(self.namespaces.len());
         for kind in self.namespaces.iter().filter_map(|name| names::namespace(name)) {
             let built = LinuxNamespaceBuilder::default().typ(kind).build();
+            namespaces.push(built.map_err(|_| ProfileError::Document {
+                section: "linux.namespaces",
+            })?);
+        }
+        if self.own_users {
+            let built = LinuxNamespaceBuilder::default()
+                .typ(LinuxNamespaceType::User)
+                .build();
             namespaces.push(built.map_err(|_| ProfileError::Document {
                 section: "linux.namespaces",
             })?);

@@ -94,6 +94,11 @@ fn all(profile: &Profile) -> Vec<(String, String)> {
     }
     line("noNewPrivileges", yes(profile.no_new_privileges));
     line("readonlyRoot", yes(profile.readonly_root));
+    line(
+        "userNamespace",
+        if profile.own_users { "own" } else { "host" }.to_owned(),
+    );
+    line("idmapMounts", yes(profile.idmap_mounts));
     profile
         .namespaces
         .iter()

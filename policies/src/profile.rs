@@ -29,6 +29,10 @@ pub struct Profile {
     pub readonly_root: bool,
     /// Namespaces of its own.
     pub namespaces: BTreeSet<String>,
+    /// A user namespace of its own.
+    pub own_users: bool,
+    /// Mounts from the host show the host's owners inside.
+    pub idmap_mounts: bool,
     /// Flags laid on every mount.
     pub mount_flags: BTreeSet<String>,
     /// Devices allowed; every other one is denied.

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::error::{Problem, ProfileError};
 use crate::names::{self, CAPABILITIES};
 use crate::profile::{DeviceRule, Limit, Profile, Seccomp, Sets};
-use crate::spec::{CapabilitiesSpec, ListSpec, OnMissing, ProfileSpec, SeccompSpec, namespace_of, problem};
+use crate::spec::{
+    CapabilitiesSpec, ListSpec, OnMissing, ProfileSpec, SeccompSpec, UserNamespace, namespace_of, problem,
+};
 use crate::{DEFAULT, origin, seccomp};
 
 /// The shipped profiles by name, in the order they are shown.
@@ -96,6 +98,8 @@ fn nothing(name: &str, chain: Vec<String>) -> Profile {
         no_new_privileges: true,
         readonly_root: true,
         namespaces: names::NAMESPACES.iter().map(|n| (*n).to_owned()).collect(),
+        own_users: true,
+        idmap_mounts: true,
         mount_flags: BTreeSet::new(),
         devices: Vec::new(),
         masked_paths: Vec::new(),
@@ -155,6 +159,10 @@ fn merge(profile: &mut Profile, spec: &ProfileSpec) -> Result<(), Problem> {
     if let Some(list) = &spec.namespaces {
         profile.namespaces = list.iter().cloned().collect();
     }
+    profile.own_users = spec
+        .user_namespace
+        .map_or(profile.own_users, |u| u == UserNamespace::Own);
+    profile.idmap_mounts = spec.idmap_mounts.unwrap_or(profile.idmap_mounts);
     if let Some(list) = &spec.mount_flags {
         profile.mount_flags = list.iter().cloned().collect();
     }

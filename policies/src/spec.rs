@@ -47,9 +47,14 @@ pub struct ProfileSpec {
     /// unless named.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub on_missing: BTreeMap<Mechanism, OnMissing>,
-    /// User namespace. `host` is the only value today: container ids are the host's.
+    /// User namespace: `own` maps root and every other id to a range of the host's that no other container has;
+    /// `host`: container ids are the host's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user_namespace: Option<UserNamespace>,
+    /// With a user namespace of its own: files of mounts from the host show the owners they have on the host, by an
+    /// idmapped mount. False: they belong to nobody inside.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idmap_mounts: Option<bool>,
     /// Namespaces of its own: cgroup, ipc, mount, network, pid, uts. `mount` and `pid` must be among them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub namespaces: Option<Vec<String>>,
@@ -88,6 +93,8 @@ pub struct ProfileSpec {
 pub enum UserNamespace {
     /// The host's: root inside is root outside, held by capabilities and the rest of the profile alone.
     Host,
+    /// One of its own: root inside is an unprivileged id outside.
+    Own,
 }
 
 /// What a node may lack.

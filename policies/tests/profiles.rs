@@ -285,7 +285,7 @@ fn unknown_fields_and_values_do_not_read() {
         json!({"onMissing": {"landlock": "ignore"}}),
         json!({"landlock": {"path": []}}),
         json!({"capabilities": {"plus": []}}),
-        json!({"userNamespace": "own"}),
+        json!({"userNamespace": "mine"}),
         json!({"seccomp": {"alow": []}}),
         json!({"seccomp": {"defaultAction": "SCMP_ACT_ALLOW", "syscals": []}}),
         json!({"seccomp": {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["read"], "action": "SCMP_ACT_KILL", "arg": []}]}}),
@@ -366,7 +366,6 @@ fn apply_leaves_nothing_of_what_stood_there() {
         "a:b:c",
         "unconfined",
         "/proc/1/ns",
-        "\"user\",",
         "core_pattern",
         "shared",
         "mountLabel",
@@ -381,7 +380,11 @@ fn apply_leaves_nothing_of_what_stood_there() {
     }
     assert_eq!(value["root"]["readonly"], true);
     assert_eq!(value["process"]["noNewPrivileges"], true);
-    assert_eq!(value["linux"]["namespaces"].as_array().map(Vec::len), Some(6));
+    assert_eq!(
+        value["linux"]["namespaces"].as_array().map(Vec::len),
+        Some(7),
+        "the user namespace too"
+    );
     assert_eq!(value["linux"]["resources"]["devices"][0]["allow"], false);
     assert_eq!(
         value["linux"]["resources"]["memory"]["limit"], 1024,

@@ -351,7 +351,19 @@ fn mounts(inputs: &Inputs<'_>) -> Result<Vec<Mount>, OciSpecError> {
         ("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
     ];
     let mut all = Vec::with_capacity(OWN.len() + inputs.sources.len());
+    let borrowed = inputs.profile.own_users && inputs.request.network == Network::Host;
     for (destination, typ, options) in OWN {
+        if borrowed && typ == "sysfs" {
+            // A user namespace may mount a sysfs only for a network namespace of its own.
+            let options = ["bind", "nosuid", "noexec", "nodev", "ro"];
+            all.push(mount(
+                Path::new(destination),
+                "bind",
+                Path::new("/sys"),
+                &options,
+            )?);
+            continue;
+        }
         all.push(mount(Path::new(destination), typ, Path::new(typ), options)?);
     }
     let volumes = inputs
@@ -381,7 +393,10 @@ fn mounts(inputs: &Inputs<'_>) -> Result<Vec<Mount>, OciSpecError> {
     }
     for (wanted, source) in inputs.request.mounts.iter().zip(inputs.sources) {
         let access = if wanted.read_only { "rro" } else { "rw" };
-        let options = ["rbind", "rprivate", "rnosuid", "rnodev", access];
+        let mut options = vec!["rbind", "rprivate", "rnosuid", "rnodev", access];
+        if inputs.profile.own_users && inputs.profile.idmap_mounts {
+            options.push("ridmap");
+        }
         all.push(mount(&wanted.destination, "bind", source, &options)?);
     }
     Ok(all)

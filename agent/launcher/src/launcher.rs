@@ -35,6 +35,7 @@ use crate::monitor::{self, Seed};
 use crate::paths::{self, Paths};
 use crate::policy::{Parse, PolicyFile, from_json};
 use crate::profile::Profiles;
+use crate::ranges::{self, Ranges};
 use crate::record::{self, Recorder};
 use crate::selinux::Labels;
 use crate::wire::{LaunchRequest, LauncherRequest, Refusal, Reply};
@@ -70,6 +71,8 @@ pub struct LauncherConfig {
     pub audit_to: String,
     /// Most bytes of the audit log, at least 64 KiB.
     pub audit_bytes: u64,
+    /// First host id of the ranges that containers with a user namespace of their own get, a multiple of 65536.
+    pub id_base: u32,
 }
 
 impl Default for LauncherConfig {
@@ -84,6 +87,7 @@ impl Default for LauncherConfig {
             parse_policy: from_json,
             audit_to: "none".into(),
             audit_bytes: 16 << 20,
+            id_base: ranges::BASE,
         }
     }
 }
@@ -171,6 +175,7 @@ struct Launcher {
     policy: PolicyFile,
     recorder: Recorder,
     labels: Labels,
+    ranges: Ranges,
     signals: SignalFd,
     listener: OwnedFd,
     peers: Vec<Peer>,
@@ -241,6 +246,7 @@ pub fn main(config: LauncherConfig) -> Result<(), LauncherError> {
         policy,
         recorder,
         labels: Labels::find(std::path::Path::new("/sys"), &config.run_dir),
+        ranges: Ranges::new(&config.state_dir, config.id_base),
         signals,
         listener,
         peers: Vec::new(),
@@ -273,6 +279,7 @@ fn settle(mut config: LauncherConfig) -> Result<LauncherConfig, LauncherError> {
         *folder = std::path::absolute(&*folder)
             .map_err(|e| wrong(setting, format!("{}: {e}", folder.display())))?;
     }
+    ranges::count(config.id_base).map_err(|reason| wrong("--id-base", reason))?;
     let parent = config.cgroup_parent.trim_matches('/').to_owned();
     let part = |p: &str| !p.is_empty() && p != "." && p != ".." && !p.contains(char::is_whitespace);
     if !parent.split('/').all(part) {
@@ -528,6 +535,7 @@ impl Launcher {
             Err(e) => {
                 drop(paths::remove_tree(&self.paths.storage(&id)));
                 self.labels.free(&id);
+                self.ranges.free(&id);
                 let refusal = Refusal {
                     stage: "fork".into(),
                     message: format!("fork: {e}"),

@@ -8,6 +8,7 @@
 //! STATE/logs/ID.log, ID.log.1   output, CRI format
 //! STATE/containers/ID/          upper and work folder of a writable root; gone once the container ended
 //! STATE/audit/launcher/         what was asked for, launched, refused, drifted (berth-audit)
+//! STATE/ranges/N                the container that has range N of user ids
 //! ETC/profiles/NAME.json        profiles of the node's own
 //! ETC/launcher/policy.yaml      what may be asked for
 //! ```

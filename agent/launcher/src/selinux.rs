@@ -47,11 +47,16 @@ fn pair(number: u32) -> (u32, u32) {
 
 /// Where the search for a pair begins: spread over all of them, so that one just freed is not the next given.
 fn begin(id: &str) -> u32 {
+    spread(id) % PAIRS
+}
+
+/// A number of an id, spread evenly.
+pub(crate) fn spread(id: &str) -> u32 {
     // FNV-1a
     let hash = id.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
     });
-    u32::try_from(hash % u64::from(PAIRS)).unwrap_or(0)
+    (hash ^ hash >> 32) as u32
 }
 
 /// The level of a context, where it has one: `user:role:type:level`.

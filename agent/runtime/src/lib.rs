@@ -36,6 +36,7 @@ mod start;
 pub mod state;
 mod sys;
 mod timing;
+pub mod trace;
 
 pub use container::{Container, ContainerError, DeleteError, Device, OpenError};
 pub use create::{CreateCause, CreateError, Stdio};

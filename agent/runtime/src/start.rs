@@ -207,6 +207,15 @@ impl Container {
     /// # Errors
     /// [`StartError`]; the container is killed and freed, unless it was not waiting for a start.
     pub fn start(&mut self, args: Option<&StartArgs>) -> Result<Proof, StartError> {
+        self.begin(args, false)
+    }
+
+    /// As [`Container::start`], but the process stays at its exec stop, traced by the caller.
+    pub(crate) fn start_held(&mut self, args: Option<&StartArgs>) -> Result<Proof, StartError> {
+        self.begin(args, true)
+    }
+
+    fn begin(&mut self, args: Option<&StartArgs>, hold: bool) -> Result<Proof, StartError> {
         self.timing.resume();
         let kept = |cause| StartError {
             cause,
@@ -222,7 +231,7 @@ impl Container {
         let message = self
             .message(args.unwrap_or(&StartArgs::default()))
             .map_err(|e| kept(StartCause::Args(e)))?;
-        match self.launch(&message) {
+        match self.launch(&message, hold) {
             Ok(proof) => Ok(proof),
             Err(cause) => {
                 let left = self
@@ -258,7 +267,7 @@ impl Container {
         }
     }
 
-    fn launch(&mut self, message: &[u8]) -> Result<Proof, StartCause> {
+    fn launch(&mut self, message: &[u8], hold: bool) -> Result<Proof, StartCause> {
         let pid = Pid::from_raw(self.record.pid);
         if let Some(cpus) = &self.record.affinity {
             sched::set_affinity(pid.as_raw(), cpus)?;
@@ -293,6 +302,10 @@ impl Container {
             for name in [state::START, state::FAILURE] {
                 fs::remove_file(self.dir.join(name)).map_err(StartCause::Message)?;
             }
+        }
+        if hold {
+            self.channel = Channel::None;
+            return Ok(proof);
         }
         // The program runs as soon as the call has begun, and on this core it runs before the call returns: the clock
         // is read before, and what the call itself took is this thread's own CPU time.

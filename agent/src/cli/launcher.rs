@@ -32,6 +32,9 @@ pub(super) struct LauncherArgs {
     /// Print the policy in force and end
     #[arg(long)]
     show_policy: bool,
+    /// First host id of the ranges that containers with a user namespace of their own get (a multiple of 65536)
+    #[arg(long, value_name = "ID", default_value_t = berth_launcher::ranges::BASE)]
+    id_base: u32,
     /// Take a session of its own (the agent starts its launcher so)
     #[arg(long, hide = true)]
     own_session: bool,
@@ -64,6 +67,7 @@ pub(super) fn main(folders: Folders, args: LauncherArgs) -> Outcome {
         parse_policy,
         audit_to: args.audit_to,
         audit_bytes: args.audit_max.bytes(),
+        id_base: args.id_base,
     })
     .map_err(|error| with_hint(&error, error.hint()))?;
     remove_parent(&monitors, &parent);

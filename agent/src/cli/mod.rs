@@ -21,6 +21,7 @@ mod orders;
 mod profile;
 mod prove;
 mod ps;
+mod record;
 mod run;
 mod table;
 

@@ -1,4 +1,4 @@
-//! `berth profile show`: a security profile with all it extends, resolved.
+//! `berth profile`: a security profile with all it extends, resolved; the commands that record and try one.
 
 use std::collections::BTreeMap;
 
@@ -10,6 +10,7 @@ use crate::api::{Documents, Op};
 use crate::daemon::settings::Folders;
 
 use super::client::ask;
+use super::record::{self, RecordArgs, TryArgs};
 use super::table::with_hint;
 use super::{DONE, Format, Outcome, OutputArgs, table};
 
@@ -17,6 +18,10 @@ use super::{DONE, Format, Outcome, OutputArgs, table};
 pub(super) enum ProfileCommand {
     /// Show a profile resolved; all names where none is given
     Show(ShowArgs),
+    /// Watch a real run and write the smallest profile with which the same run succeeds
+    Record(RecordArgs),
+    /// Run under a profile and say what it refuses; 0 only if it refuses nothing and the program ends with 0
+    Try(TryArgs),
 }
 
 #[derive(Debug, Args)]
@@ -28,16 +33,12 @@ pub(super) struct ShowArgs {
 }
 
 pub(super) fn main(folders: &Folders, command: ProfileCommand) -> Outcome {
-    let ProfileCommand::Show(args) = command;
-    let custom: BTreeMap<String, ProfileSpec> = ask::<Documents>(folders, Op::Documents)
-        .map(|d| {
-            d.set
-                .profiles
-                .into_iter()
-                .map(|(name, document)| (name, document.spec))
-                .collect()
-        })
-        .unwrap_or_default();
+    let args = match command {
+        ProfileCommand::Show(args) => args,
+        ProfileCommand::Record(args) => return record::record(folders, args),
+        ProfileCommand::Try(args) => return record::attempt(folders, args),
+    };
+    let custom = own(folders);
     let Some(name) = args.name else {
         let names: Vec<String> = shipped_names()
             .map(str::to_owned)
@@ -69,6 +70,16 @@ pub(super) fn main(folders: &Folders, command: ProfileCommand) -> Outcome {
         }
     }
     Ok(DONE)
+}
+
+/// The node's own profiles, where an agent can be asked for them.
+pub(super) fn own(folders: &Folders) -> BTreeMap<String, ProfileSpec> {
+    let documents = ask::<Documents>(folders, Op::Documents);
+    let profiles = documents.map(|d| d.set.profiles).unwrap_or_default();
+    profiles
+        .into_iter()
+        .map(|(name, document)| (name, document.spec))
+        .collect()
 }
 
 /// Lines of one field and one origin together, their values folded into lines of at most 100 characters.
@@ -123,6 +134,8 @@ fn view(profile: &Profile) -> Value {
         "ambient": profile.ambient,
         "noNewPrivileges": profile.no_new_privileges,
         "readonlyRoot": profile.readonly_root,
+        "userNamespace": if profile.own_users { "own" } else { "host" },
+        "idmapMounts": profile.idmap_mounts,
         "namespaces": profile.namespaces,
         "mountFlags": profile.mount_flags,
         "devices": devices,

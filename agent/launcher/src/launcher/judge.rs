@@ -89,6 +89,10 @@ impl Launcher {
         })?;
         mark("compose");
         self.labels.apply(&request.id, &mut composed.spec)?;
+        if let Err(refused) = self.ranges.apply(&request.id, &mut composed.spec) {
+            self.labels.free(&request.id);
+            return Err(refused);
+        }
         mark("labels");
         let containers = self.paths.run.join("containers");
         let context = Context {
@@ -118,6 +122,7 @@ impl Launcher {
         if plan.is_err() {
             drop(paths::remove_tree(&storage));
             self.labels.free(&request.id);
+            self.ranges.free(&request.id);
         }
         mark("plan");
         Ok(Judged {

@@ -33,6 +33,8 @@ impl Launcher {
         let monitors = self.paths.monitors();
         self.labels
             .retain(|id| monitors.join(format!("{id}.sock")).exists());
+        self.ranges
+            .retain(|id| monitors.join(format!("{id}.sock")).exists());
     }
 
     /// Ids with a socket or a state folder.
@@ -83,6 +85,7 @@ impl Launcher {
         }
         if !socket.exists() && !self.paths.container(id).exists() {
             self.labels.free(id);
+            self.ranges.free(id);
             return;
         }
         match self.clear(id, true) {
@@ -150,6 +153,7 @@ impl Launcher {
         errors.extend(done.into_iter().filter_map(Result::err).map(|e| e.to_string()));
         if errors.is_empty() {
             self.labels.free(id);
+            self.ranges.free(id);
             return Ok(());
         }
         Err(Refusal {
