@@ -15,6 +15,7 @@ mod journey;
 mod oci;
 mod plug;
 mod preloaded;
+mod profiles;
 mod refusals;
 mod roles;
 mod sabotage;
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
             roles::tests,
             cycles::tests,
             docs::tests,
+            profiles::tests,
         ] {
             tests.extend(module());
         }

@@ -3,6 +3,8 @@
 //! arguments around every value that is compared with; the shipped profiles and the default profiles of Docker and
 //! containers-common (of Debian's packages, unchanged; `.ci/setup test` lays them into target/public).
 
+#![allow(unsafe_code)] // a child under a filter makes raw system calls
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -387,4 +389,86 @@ fn conditions_decide_what_a_container_may_call() {
         [of("clone", 17), of("clone", 0x1000_0000)],
         [0x7fff_0000, 0x0005_0026]
     );
+}
+
+/// Calls that a filter refuses, made for real under it: number and the errno that the document says.
+fn denied(reference: &Reference<'_>) -> Vec<(i64, i32)> {
+    let native = Architecture::NATIVE;
+    let refused = |name: &'static str| {
+        let args = [u64::MAX; 6];
+        let answer = reference.answer(name, &args);
+        let number = syscall_number(native, name)?;
+        (answer >> 16 == 5).then_some((i64::from(number), (answer & 0xffff) as i32))
+    };
+    // The kernel lets uretprobe past every filter (Linux 6.14): it serves a trampoline of its own, and kills whoever else
+    // calls it.
+    syscall_names()
+        .filter(|name| *name != "uretprobe")
+        .filter_map(refused)
+        .collect()
+}
+
+#[test]
+fn what_a_shipped_profile_refuses_the_kernel_refuses() {
+    for name in shipped_names() {
+        let profile = resolve(name, &BTreeMap::new()).expect(name);
+        let Seccomp::Filter(filter) = &profile.seccomp else {
+            continue;
+        };
+        let document = serde_json::to_value(filter).expect("json");
+        let node = Node {
+            caps: profile.capabilities.clone(),
+            arm: cfg!(target_arch = "aarch64"),
+            kernel: (6, 1),
+        };
+        let calls = denied(&Reference::of(&document, &node));
+        assert!(calls.len() > 80, "{name}: {}", calls.len());
+        let section = profile.section().expect("section").expect("filter");
+        let compiled = compile(&section, &Options::default()).expect("compiles");
+        let wrong = under(&compiled, &calls);
+        assert_eq!(wrong, None, "{name}: number, errno expected, errno found");
+    }
+}
+
+/// The first call in a child under the filter that is not answered as expected.
+fn under(filter: &berth_runtime::seccomp::Filter, calls: &[(i64, i32)]) -> Option<(i64, i32, i32)> {
+    let (read, write) = nix::unistd::pipe().expect("pipe");
+    // SAFETY: the child makes plain system calls on what was made before the fork, and ends.
+    match unsafe { nix::unistd::fork() }.expect("fork") {
+        nix::unistd::ForkResult::Child => {
+            let mut found = [0i64; 3];
+            // SAFETY: no pointer is valid among the arguments: a call that is not refused reads and writes nothing.
+            unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+            if berth_runtime::seccomp::load(filter).is_err() {
+                // SAFETY: nothing may be called without the filter.
+                unsafe { libc::_exit(1) }
+            }
+            for (number, errno) in calls {
+                // SAFETY: as above.
+                let answer = unsafe { libc::syscall(*number, -1i64, -1i64, -1i64, -1i64, -1i64, -1i64) };
+                // SAFETY: errno of this thread.
+                let got = if answer == -1 {
+                    unsafe { *libc::__errno_location() }
+                } else {
+                    0
+                };
+                if got != *errno && found == [0; 3] {
+                    found = [*number + 1, i64::from(*errno), i64::from(got)];
+                }
+            }
+            // SAFETY: both calls are allowed by every profile.
+            unsafe {
+                libc::write(std::os::fd::AsRawFd::as_raw_fd(&write), found.as_ptr().cast(), 24);
+                libc::_exit(0)
+            }
+        }
+        nix::unistd::ForkResult::Parent { child } => {
+            drop(write);
+            let mut bytes = [0u8; 24];
+            std::io::Read::read_exact(&mut std::fs::File::from(read), &mut bytes).expect("an answer");
+            nix::sys::wait::waitpid(child, None).expect("wait");
+            let word = |n: usize| i64::from_ne_bytes(bytes[n * 8..n * 8 + 8].try_into().expect("eight"));
+            (bytes != [0; 24]).then(|| (word(0) - 1, word(1) as i32, word(2) as i32))
+        }
+    }
 }
