@@ -18,9 +18,9 @@ use super::{DONE, Format, Outcome, OutputArgs, table};
 pub(super) enum ProfileCommand {
     /// Show a profile resolved; all names where none is given
     Show(ShowArgs),
-    /// Watch a real run and write the smallest profile with which the same run succeeds
+    /// Watch a run and write the smallest profile for it
     Record(RecordArgs),
-    /// Run under a profile and say what it refuses; 0 only if it refuses nothing and the program ends with 0
+    /// Run under a profile and say what it refuses
     Try(TryArgs),
 }
 
