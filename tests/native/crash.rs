@@ -133,14 +133,21 @@ fn exit_while_dead() -> Result<()> {
     let mut agent = Agent::start("exit")?;
     agent.apply(
         "apiVersion: berth/v1\nkind: Workload\nmetadata: {name: brief}\nspec:\n  image: berth-sample-busybox:latest\n  \
-         command: [\"/bin/sh\", \"-c\", \"echo last words; while [ ! -e /dev/shm/go ]; do sleep 0.1; done; echo after all; exit 42\"]\n  \
+         command: [\"/bin/sh\", \"-c\", \"trap 'echo after all; exit 42' USR1; echo last words; while :; do sleep 0.1; done\"]\n  \
          cpus: shared\n  restart: {policy: never}\n",
     )?;
     agent.wait_for("it runs", |a| Ok(a.in_state("running")?.len() == 1))?;
+    // Its trap is set by then.
+    agent.wait_for("it says so", |a| {
+        Ok(a.ok(&["logs", "brief"])?.contains("last words"))
+    })?;
     let pid = pids(&agent)?["brief"];
     let agent_pid = agent.pid()?;
     agent.kill9(agent_pid)?;
-    fs::write(format!("/proc/{pid}/root/dev/shm/go"), "")?;
+    nix::sys::signal::kill(
+        Pid::from_raw(i32::try_from(pid)?),
+        nix::sys::signal::Signal::SIGUSR1,
+    )?;
     agent.wait_for("it ends", |_| Ok(!alive(Pid::from_raw(i32::try_from(pid)?))))?;
     agent.spawn(&[])?;
     agent.wait_for("the exit code is known", |a| {

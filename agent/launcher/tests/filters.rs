@@ -447,11 +447,8 @@ fn under(filter: &berth_runtime::seccomp::Filter, calls: &[(i64, i32)]) -> Optio
                 // SAFETY: as above.
                 let answer = unsafe { libc::syscall(*number, -1i64, -1i64, -1i64, -1i64, -1i64, -1i64) };
                 // SAFETY: errno of this thread.
-                let got = if answer == -1 {
-                    unsafe { *libc::__errno_location() }
-                } else {
-                    0
-                };
+                let error = unsafe { *libc::__errno_location() };
+                let got = if answer == -1 { error } else { 0 };
                 if got != *errno && found == [0; 3] {
                     found = [*number + 1, i64::from(*errno), i64::from(got)];
                 }

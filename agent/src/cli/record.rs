@@ -60,7 +60,7 @@ pub(super) struct TryArgs {
 
 fn refused(refusal: &Refusal) -> anyhow::Error {
     with_hint(
-        &std::io::Error::other(format!("{}: {}", refusal.stage, refusal.message)),
+        std::io::Error::other(format!("{}: {}", refusal.stage, refusal.message)),
         refusal.hint.clone(),
     )
 }
