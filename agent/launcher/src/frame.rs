@@ -69,20 +69,21 @@ pub fn decode_first<T: DeserializeOwned>(line: &[u8]) -> Result<T, FrameError> {
 }
 
 /// How many descriptors travel with a reply: one (the container's pidfd) with `created` and with a status of a
-/// container that lives, none otherwise.
+/// container that lives, one (the master of its terminal) with the start of an exec that has one, none otherwise.
 pub fn descriptors(reply: &Reply) -> usize {
     match reply {
         Reply::Event(event) => usize::from(matches!(**event, Event::Created { .. })),
+        Reply::ExecStarted { terminal, .. } => usize::from(*terminal),
         Reply::Status(status) => usize::from(status.pid.is_some()),
         _ => 0,
     }
 }
 
 impl Command {
-    /// How many descriptors travel with a command: three (stdin, stdout, stderr) with `exec`, none otherwise.
+    /// How many descriptors travel with a command: three (stdin, stdout, stderr) with an `exec` without a terminal, none otherwise.
     pub fn descriptors(&self) -> usize {
         match self {
-            Command::Exec { .. } => 3,
+            Command::Exec { terminal: None, .. } => 3,
             _ => 0,
         }
     }

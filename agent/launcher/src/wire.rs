@@ -276,7 +276,9 @@ pub enum Command {
     /// How is it? [`Reply::Status`].
     Status,
     /// Run one more process inside; stdin, stdout, stderr come by SCM_RIGHTS with this line (three
-    /// descriptors). Answered by [`Reply::ExecStarted`], later [`Reply::ExecExited`].
+    /// descriptors), or none with a `terminal`: then the master of a new terminal, in the container's own devpts,
+    /// comes by SCM_RIGHTS with [`Reply::ExecStarted`] (`berth_runtime::console` relays and resizes it). Later
+    /// [`Reply::ExecExited`].
     Exec {
         /// [`VERSION`]: may be the first line of a connection of its own.
         version: u32,
@@ -288,6 +290,9 @@ pub enum Command {
         /// Working directory.
         #[serde(default)]
         cwd: Option<String>,
+        /// A terminal of this size.
+        #[serde(default)]
+        terminal: Option<berth_runtime::console::Size>,
     },
     /// The agent has noted the exit: forget the container and end. [`Reply::Done`] is the last word.
     Release,
@@ -309,6 +314,9 @@ pub enum Reply {
     ExecStarted {
         /// In the host's pid namespace.
         pid: i32,
+        /// The master of its terminal comes with this line.
+        #[serde(default)]
+        terminal: bool,
     },
     /// An exec'd process ended.
     ExecExited(Exit),

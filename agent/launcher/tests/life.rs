@@ -167,7 +167,7 @@ fn exec_runs_inside_with_the_callers_descriptors() {
     };
     let (mut client, mut output) = exec("echo $WORD from $PWD, $FROM_IMAGE, uid $(id -u); exit 5");
     let reply = client.receive().unwrap().unwrap().reply;
-    let Reply::ExecStarted { pid } = reply else {
+    let Reply::ExecStarted { pid, .. } = reply else {
         panic!("{reply:?}")
     };
     assert!(pid > 0 && pid != running.pid);
@@ -180,7 +180,7 @@ fn exec_runs_inside_with_the_callers_descriptors() {
     }
     // Whoever goes away takes what he ran with him.
     let (mut client, _output) = exec("while :; do sleep 0.05; done");
-    let Reply::ExecStarted { pid } = client.receive().unwrap().unwrap().reply else {
+    let Reply::ExecStarted { pid, .. } = client.receive().unwrap().unwrap().reply else {
         panic!("not started")
     };
     drop(client);

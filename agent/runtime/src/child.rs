@@ -23,7 +23,7 @@ use crate::landlock;
 use crate::recipe::{Label, Process, Recipe};
 use crate::report::{self, Down, Failure, Inside, Step, Up};
 use crate::rootfs::{PROC_MAGIC, Rootfs};
-use crate::seccomp::{self, Filter, Insn, LoadError};
+use crate::seccomp::{self, Filter, LoadError};
 use crate::sys::process as sys;
 use crate::timing::Timing;
 
@@ -128,6 +128,16 @@ fn set_up(recipe: &Recipe, ends: &Ends<'_>) -> Result<Infallible, Failure> {
         // Only now is this process where its root shall be.
         unshare(CloneFlags::CLONE_NEWCGROUP).step("unshare", "cgroup namespace")?;
     }
+    let slave = match &recipe.process.terminal {
+        Some(size) => {
+            let pty = crate::console::open(rootfs.root.as_fd(), recipe.process.uid, *size)?;
+            crate::console::as_console(rootfs.root.as_fd(), pty.slave.as_fd())?;
+            crate::sys::fds::send(ends.socket, &Up::Console.encode(), &[pty.master.as_fd()])
+                .step("send terminal", "")?;
+            Some(pty.slave)
+        }
+        None => None,
+    };
     let label = recipe
         .process
         .label
@@ -138,11 +148,18 @@ fn set_up(recipe: &Recipe, ends: &Ends<'_>) -> Result<Infallible, Failure> {
     let mut filter = None;
     if recipe.filtered {
         match expect(ends, &mut buffer, "seccomp")? {
-            Down::Filter(flags, program) => filter = Some(decode(flags, &program)),
+            Down::Filter(flags, program) => filter = Some(seccomp::from_bytes(flags, &program)),
             _ => return unexpected("seccomp"),
         }
     }
     timing.mark("filter");
+    if let Some(slave) = &slave {
+        for target in 0..3 {
+            sys::dup_onto(slave.as_raw_fd(), target).step("standard streams", "")?;
+        }
+        crate::console::control(0).step("controlling terminal", "")?;
+    }
+    drop(slave);
     let (wait, tell) = ends
         .fifos
         .unwrap_or((ends.socket.as_raw_fd(), ends.socket.as_raw_fd()));
@@ -151,7 +168,7 @@ fn set_up(recipe: &Recipe, ends: &Ends<'_>) -> Result<Infallible, Failure> {
     sys::close_all_but(&keep).step("close descriptors", "")?;
     // Closed by number: their owners must not close them again.
     std::mem::forget((proc, rootfs));
-    if let Some(domain) = recipe.personality {
+    if let Some(domain) = recipe.process.personality {
         sys::set_personality(domain).step("personality", "")?;
     }
     let process = &recipe.process;
@@ -167,7 +184,7 @@ fn set_up(recipe: &Recipe, ends: &Ends<'_>) -> Result<Infallible, Failure> {
     if !process.no_new_privs
         && let Some(filter) = filter.take()
     {
-        load(&filter)?;
+        load(&filter, ends.socket)?;
     }
     credentials(process)?;
     timing.mark("credentials");
@@ -182,8 +199,8 @@ fn set_up(recipe: &Recipe, ends: &Ends<'_>) -> Result<Infallible, Failure> {
     }
     if recipe.hooks_inside.is_empty() {
         find_program(process)?;
-        label.map_or(Ok(()), write_label)?;
-        restrict(process, filter.as_ref())?;
+        label.map_or(Ok(()), |(fd, label)| write_label((&fd, label)))?;
+        restrict(process, filter.as_ref(), ends.socket)?;
         ready(ends, timing, inside)?;
         exec(process, wait_for_start(wait, tell, &mut buffer), tell)
     } else {
@@ -194,8 +211,8 @@ fn set_up(recipe: &Recipe, ends: &Ends<'_>) -> Result<Infallible, Failure> {
         let state = ends.state.at(nix::unistd::getpid().as_raw(), "created");
         let outcome = crate::hooks::run("startContainer", &recipe.hooks_inside, &state)
             .map_err(|e| Failure::refused("startContainer", "", &e.to_string()))
-            .and_then(|()| label.map_or(Ok(()), write_label))
-            .and_then(|()| restrict(process, filter.as_ref()));
+            .and_then(|()| label.map_or(Ok(()), |(fd, label)| write_label((&fd, label))))
+            .and_then(|()| restrict(process, filter.as_ref(), ends.socket));
         match outcome {
             Ok(()) => exec(process, start, tell),
             Err(failure) => give_up(tell, &failure),
@@ -367,12 +384,12 @@ pub(crate) fn open_label<'a>(proc: &OwnedFd, label: &'a Label) -> Result<(OwnedF
     Ok((fd, label))
 }
 
-pub(crate) fn write_label((fd, label): (OwnedFd, &Label)) -> Result<(), Failure> {
+pub(crate) fn write_label((fd, label): (&OwnedFd, &Label)) -> Result<(), Failure> {
     let (text, field) = match label {
         Label::Selinux(label) => (label.clone(), "process.selinuxLabel"),
         Label::Apparmor(profile) => (format!("exec {profile}"), "process.apparmorProfile"),
     };
-    match nix::unistd::write(&fd, text.as_bytes()).step("set label", field)? {
+    match nix::unistd::write(fd, text.as_bytes()).step("set label", field)? {
         n if n == text.len() => Ok(()),
         _ => Err(Failure::refused(
             "set label",
@@ -383,34 +400,38 @@ pub(crate) fn write_label((fd, label): (OwnedFd, &Label)) -> Result<(), Failure>
 }
 
 /// no_new_privs, then the filter.
-pub(crate) fn restrict(process: &Process, filter: Option<&Filter>) -> Result<(), Failure> {
+pub(crate) fn restrict(
+    process: &Process,
+    filter: Option<&Filter>,
+    socket: BorrowedFd<'_>,
+) -> Result<(), Failure> {
     if process.no_new_privs {
         sys::set_no_new_privs().step("set no_new_privs", "")?;
     }
-    filter.map_or(Ok(()), load)
+    filter.map_or(Ok(()), |filter| load(filter, socket))
 }
 
-/// Put a filter in force.
-pub(crate) fn load(filter: &Filter) -> Result<(), Failure> {
+/// Put a filter in force. With notifications the caller takes the listener out of this process before it goes on.
+pub(crate) fn load(filter: &Filter, socket: BorrowedFd<'_>) -> Result<(), Failure> {
     match seccomp::load(filter) {
-        Ok(_) => Ok(()), // there is no notification descriptor: plans with one are refused
+        Ok(None) => Ok(()),
+        Ok(Some(listener)) => {
+            let message = Up::Notify(listener.as_raw_fd()).encode();
+            // Close-on-exec, and close(2) is not among what the filter must allow.
+            std::mem::forget(listener);
+            nix::unistd::write(socket, &message).step("seccomp listener", "")?;
+            let mut answer = [0u8; 16];
+            loop {
+                match sys::read_raw(socket.as_raw_fd(), &mut answer) {
+                    Err(Errno::EINTR) => {}
+                    Ok(n) if Down::decode(&answer[..n]) == Some(Down::Taken) => return Ok(()),
+                    Ok(_) => return unexpected("seccomp listener"),
+                    Err(errno) => return Err(Failure::new("seccomp listener", "", errno)),
+                }
+            }
+        }
         Err(LoadError::Refused { source, .. }) => Err(source).step("seccomp", ""),
         Err(error) => Err(Failure::refused("seccomp", "", &error.to_string())),
-    }
-}
-
-/// A filter from its bytes on the wire.
-fn decode(flags: u32, program: &[u8]) -> Filter {
-    let insn = |b: &[u8]| Insn {
-        code: u16::from_ne_bytes([b[0], b[1]]),
-        jt: b[2],
-        jf: b[3],
-        k: u32::from_ne_bytes([b[4], b[5], b[6], b[7]]),
-    };
-    Filter {
-        program: program.chunks_exact(8).map(insn).collect(),
-        flags,
-        listener: None,
     }
 }
 

@@ -5,22 +5,24 @@
 mod delete;
 mod devices;
 mod errors;
+mod update;
 
 pub use devices::Device;
 pub use errors::{ContainerError, DeleteError, OpenError};
+pub(crate) use update::promise_cgroup;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use berth_rt::cgroup::{Cgroup, Controller, Extras, Hierarchy, Mode};
+use berth_rt::cgroup::{Cgroup, Hierarchy, Stats};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
-use oci_spec::runtime::LinuxResources;
 
-use crate::proof::{CgroupFile, Promise};
+use crate::exec::ExecError;
+use crate::proof::Promise;
 use crate::recipe::Process;
 use crate::seccomp::Filter;
 use crate::state::{Record, Status};
@@ -60,6 +62,8 @@ pub struct Container {
     pub(crate) released_at: Option<u64>,
     /// Credentials and filter for processes that join; only in the process that made it.
     pub(crate) words: Option<Words>,
+    /// The master of its terminal; only in the process that made it.
+    pub(crate) console: Option<OwnedFd>,
 }
 
 /// "; still there: …", or nothing.
@@ -78,74 +82,6 @@ pub(crate) fn now() -> u64 {
         .map_or(0, |d| d.as_nanos() as u64)
 }
 
-/// What is promised of the cgroup and can be said only when it exists.
-pub(crate) fn promise_cgroup(
-    promise: &mut Promise,
-    cgroup: &Cgroup,
-    resources: &LinuxResources,
-    extras: &Extras,
-) {
-    promise.cgroups = cgroup
-        .memberships()
-        .into_iter()
-        .map(|(name, path)| {
-            (
-                if name.is_empty() {
-                    "unified".to_owned()
-                } else {
-                    name
-                },
-                path,
-            )
-        })
-        .collect();
-    let v2 = cgroup.hierarchy().mode() == Mode::V2;
-    let mut file = |controller: Controller, v1: &str, unified: &str, value: String| {
-        let name = if v2 { unified } else { v1 };
-        if let (Some(dir), false) = (cgroup.dir(controller), name.is_empty()) {
-            promise.cgroup_files.push(CgroupFile {
-                path: dir.join(name),
-                value,
-            });
-        }
-    };
-    if let Some(limit) = resources
-        .memory()
-        .as_ref()
-        .and_then(|m| m.limit())
-        .filter(|l| *l > 0)
-    {
-        let page = 4096; // the kernel rounds down to whole pages
-        file(
-            Controller::Memory,
-            "memory.limit_in_bytes",
-            "memory.max",
-            (limit / page * page).to_string(),
-        );
-    }
-    if let Some(pids) = resources.pids().as_ref().map(|p| p.limit()).filter(|l| *l > 0) {
-        file(Controller::Pids, "pids.max", "pids.max", pids.to_string());
-    }
-    if let Some(cpu) = resources.cpu() {
-        if let Some(quota) = cpu.quota().filter(|q| *q > 0) {
-            let period = cpu.period().unwrap_or(100_000);
-            file(Controller::Cpu, "cpu.cfs_quota_us", "", quota.to_string());
-            file(Controller::Cpu, "", "cpu.max", format!("{quota} {period}"));
-        }
-        if let Some(runtime) = cpu.realtime_runtime().filter(|_| extras.rt_budget.is_none()) {
-            file(Controller::Cpu, "cpu.rt_runtime_us", "", runtime.to_string());
-        }
-    }
-    if let Some(budget) = extras.rt_budget {
-        file(
-            Controller::Cpu,
-            "cpu.rt_runtime_us",
-            "",
-            budget.runtime_us.to_string(),
-        );
-    }
-}
-
 impl Container {
     pub(crate) fn made(
         record: Record,
@@ -155,6 +91,7 @@ impl Container {
         channel: Channel,
         timing: Timing,
         words: Words,
+        console: Option<OwnedFd>,
     ) -> Self {
         Self {
             record,
@@ -165,6 +102,7 @@ impl Container {
             timing,
             released_at: None,
             words: Some(words),
+            console,
         }
     }
 
@@ -202,6 +140,7 @@ impl Container {
             timing: Timing::begin(),
             released_at: None,
             words: None,
+            console: None,
         })
     }
 
@@ -254,8 +193,41 @@ impl Container {
     pub fn status(&self) -> Status {
         match (&self.channel, self.record.status_if(self.alive(), &self.dir)) {
             (Channel::Socket(_), Status::Running) => Status::Created,
+            (_, Status::Running) if self.paused() => Status::Paused,
             (_, status) => status,
         }
+    }
+
+    /// The master of its terminal, once, in the process that made it.
+    pub fn take_console(&mut self) -> Option<OwnedFd> {
+        self.console.take()
+    }
+
+    /// Credentials and filter for a process that joins.
+    pub(crate) fn words(&self) -> Result<(Process, Option<Filter>), ExecError> {
+        if let Some(words) = &self.words {
+            return Ok((words.process.clone(), words.filter.clone()));
+        }
+        let foreign = |what| ExecError::Foreign(self.record.id.clone(), what);
+        let process = self.record.process.clone().ok_or_else(|| foreign("user"))?;
+        let Some(stored) = &self.record.filter else {
+            return Ok((process, None));
+        };
+        let mut filter = match std::fs::read(self.dir.join(crate::state::FILTER)) {
+            Ok(bytes) => crate::seccomp::from_bytes(stored.flags, &bytes),
+            Err(_) => {
+                let spec = crate::plan::load(self.record.state.bundle()).ok();
+                let linux = spec.and_then(|b| b.spec.linux().clone());
+                let section = linux.and_then(|l| l.seccomp().clone());
+                let filter = section
+                    .and_then(|s| crate::seccomp::compile(&s, &crate::seccomp::Options::default()).ok());
+                filter
+                    .filter(|f| crate::seccomp::hash(f) == stored.hash)
+                    .ok_or_else(|| foreign("seccomp filter"))?
+            }
+        };
+        filter.listener.clone_from(&stored.listener);
+        Ok((process, Some(filter)))
     }
 
     /// The OCI state as JSON.
@@ -368,6 +340,60 @@ impl Container {
     pub fn oom_kills(&self) -> u64 {
         let stats = self.cgroup.as_ref().and_then(|c| c.stats().ok());
         stats.and_then(|s| s.oom_kills).unwrap_or(0)
+    }
+
+    /// Its processes, host pid namespace, ascending.
+    ///
+    /// # Errors
+    /// No cgroup.
+    pub fn processes(&self) -> Result<Vec<i32>, ContainerError> {
+        let mut pids = self.group()?.procs().map_err(|_| ContainerError::NoCgroup {
+            id: self.record.id.clone(),
+        })?;
+        pids.sort_unstable();
+        Ok(pids)
+    }
+
+    /// What it has used.
+    ///
+    /// # Errors
+    /// No cgroup, or a counter that cannot be read.
+    pub fn stats(&self) -> Result<Stats, ContainerError> {
+        Ok(self.group()?.stats()?)
+    }
+
+    fn paused(&self) -> bool {
+        self.cgroup.as_ref().is_some_and(|c| c.frozen().unwrap_or(false))
+    }
+
+    /// Freeze a container that is created or running.
+    ///
+    /// # Errors
+    /// It is neither, or the freezer refuses.
+    pub fn pause(&self) -> Result<(), ContainerError> {
+        match self.status() {
+            Status::Running | Status::Created => self.freeze(),
+            status => Err(ContainerError::Status {
+                id: self.record.id.clone(),
+                what: "paused",
+                status,
+            }),
+        }
+    }
+
+    /// Thaw a paused container.
+    ///
+    /// # Errors
+    /// It is not paused, or the freezer refuses.
+    pub fn resume(&self) -> Result<(), ContainerError> {
+        if self.paused() {
+            return self.thaw();
+        }
+        Err(ContainerError::Status {
+            id: self.record.id.clone(),
+            what: "resumed",
+            status: self.status(),
+        })
     }
 
     /// Freeze every process.

@@ -3,13 +3,18 @@
 //! Invariants: what was made is undone when a later step fails, in reverse order, and what could not be undone is
 //! named in the error; the caller's timer slack, namespaces and signal mask are afterwards what they were before.
 
+mod errors;
+
+pub use errors::{CreateCause, CreateError};
+
+use std::cell::RefCell;
 use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use berth_rt::cgroup::{ApplyError, AttachError, Cgroup, FileError, Wanted};
+use berth_rt::cgroup::{Cgroup, Wanted};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, setns};
@@ -17,17 +22,18 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::stat::Mode;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{Pid, mkfifo};
-use thiserror::Error;
+use oci_spec::runtime::LinuxSeccomp;
 
 use crate::child;
 use crate::container::{Channel, Container, Words};
-use crate::hooks::{self, HookError};
-use crate::net::{self, NetError};
+use crate::hooks;
+use crate::net;
 use crate::plan::Plan;
 use crate::prepare::{self, Unprepared};
-use crate::report::{self, Down, Failure, Up};
+use crate::report::{self, Down, Up};
 use crate::seccomp;
-use crate::state::{self, Record};
+use crate::state::{self, Record, StoredFilter};
+use crate::sys::fds;
 use crate::sys::process::{self as sys, CloneArgs, Cloned};
 use crate::timing::Timing;
 
@@ -44,155 +50,6 @@ pub struct Stdio {
     pub stdout: OwnedFd,
     /// Standard error.
     pub stderr: OwnedFd,
-}
-
-/// A container that was not made.
-#[derive(Debug, Error)]
-#[error("{cause}{}", crate::container::remains(left))]
-pub struct CreateError {
-    /// Why.
-    #[source]
-    pub cause: CreateCause,
-    /// What could not be undone.
-    pub left: Vec<String>,
-}
-
-impl CreateError {
-    /// The setting to change, where the environment is at fault.
-    pub fn hint(&self) -> Option<String> {
-        self.cause.hint()
-    }
-}
-
-/// Why a container was not made.
-#[derive(Debug, Error)]
-pub enum CreateCause {
-    /// The id is in use.
-    #[error("container `{0}` exists already")]
-    Exists(String),
-    /// A file of the state folder or of procfs.
-    #[error("cannot {what} `{path}`: {source}")]
-    File {
-        /// What was tried.
-        what: &'static str,
-        /// On which file.
-        path: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
-    /// The cgroup could not be made.
-    #[error("cgroup: {0}")]
-    Cgroup(#[from] berth_rt::cgroup::CreateError),
-    /// A resource could not be limited.
-    #[error("resources: {0}")]
-    Apply(#[from] ApplyError),
-    /// The process could not enter the cgroup.
-    #[error(transparent)]
-    Attach(#[from] AttachError),
-    /// A file of the cgroup.
-    #[error(transparent)]
-    CgroupFile(#[from] FileError),
-    /// A system call of the caller's side.
-    #[error("{what}: {}", errno.desc())]
-    Call {
-        /// What was tried.
-        what: &'static str,
-        /// The kernel's answer.
-        errno: Errno,
-    },
-    /// A step inside the new process.
-    #[error(transparent)]
-    Inside(#[from] Failure),
-    /// The new process ended without a word.
-    #[error("the new process ended before it was ready: {0}")]
-    Died(String),
-    /// The seccomp section.
-    #[error(transparent)]
-    Seccomp(#[from] seccomp::SeccompError),
-    /// The kernel lacks an action or a flag of the filter.
-    #[error("linux.seccomp: {0}")]
-    Unsupported(String),
-    /// A hook.
-    #[error(transparent)]
-    Hook(#[from] HookError),
-    /// A network interface.
-    #[error(transparent)]
-    Net(#[from] NetError),
-}
-
-impl CreateCause {
-    fn call(what: &'static str) -> impl FnOnce(Errno) -> Self {
-        move |errno| Self::Call { what, errno }
-    }
-
-    fn file(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::File {
-            what,
-            path: path.to_owned(),
-            source,
-        }
-    }
-
-    fn hint(&self) -> Option<String> {
-        match self {
-            Self::Exists(id) => Some(format!("delete container {id} first, or choose another id")),
-            Self::Cgroup(source) => source.hint(),
-            Self::Apply(source) => source.hint(),
-            Self::Attach(source) => source.hint(),
-            Self::Seccomp(source) => source.hint(),
-            Self::Net(source) => source.hint(),
-            Self::Inside(failure) => failure.hint(),
-            Self::Call {
-                what: "clone",
-                errno: Errno::EPERM,
-            } => Some("run as root with CAP_SYS_ADMIN".into()),
-            Self::Call {
-                what: "clone",
-                errno: Errno::ENOSPC | Errno::EUSERS,
-            } => Some("raise the namespace limits in /proc/sys/user/max_*_namespaces".into()),
-            _ => None,
-        }
-    }
-}
-
-impl Failure {
-    /// The setting to change, where there is one.
-    pub fn hint(&self) -> Option<String> {
-        Some(match (self.step.as_str(), self.errno) {
-            ("set resource limit", Errno::EPERM) => {
-                format!(
-                    "the runtime needs CAP_SYS_RESOURCE to raise {}, or ask for no more than its own hard limit",
-                    self.path.display()
-                )
-            }
-            ("executable file" | "exec", Errno::ENOENT) => "correct process.args or process.env PATH".into(),
-            ("executable file" | "exec", Errno::EACCES) => {
-                "make the file executable, on a mount without noexec".into()
-            }
-            ("exec", Errno::ENOEXEC) => "build the image for this node's architecture".into(),
-            ("root file system", _) => {
-                "build the image with plain directories at /dev, /proc and /sys".into()
-            }
-            ("bind" | "open root file system", Errno::ENOENT) => {
-                "correct the path in the configuration".into()
-            }
-            ("seccomp", Errno::EINVAL) => {
-                "the kernel needs CONFIG_SECCOMP_FILTER and every flag of linux.seccomp.flags".into()
-            }
-            ("idmap", Errno::EINVAL | Errno::EPERM | Errno::ENOSYS) => {
-                "its file system must take idmapped mounts (Linux 5.12; overlay layers 5.19; tmpfs 6.3)".into()
-            }
-            ("writable layer", _) => "give the container an empty directory as its writable layer".into(),
-            ("mount sysfs", Errno::EPERM) => {
-                "a container with users of its own mounts sysfs only with a network namespace of its own: bind /sys"
-                    .into()
-            }
-            ("setgroups" | "setgid" | "setuid", Errno::EINVAL) => {
-                "map the id in linux.uidMappings and linux.gidMappings".into()
-            }
-            _ => return None,
-        })
-    }
 }
 
 /// What has been made so far.
@@ -284,7 +141,13 @@ impl Plan {
             prepare::idmaps(&self.recipe).map_err(|(what, errno)| CreateCause::Call { what, errno })?;
         let (pid, pidfd) = self.clone_child(stdio, theirs, fifos, into.as_ref(), &idmaps)?;
         let socket = ours;
-        let child = Child { pid, socket: &socket };
+        let child = Child {
+            pid,
+            socket: &socket,
+            console: RefCell::new(None),
+            seccomp: self.seccomp.as_ref(),
+            state: &self.hook_state,
+        };
         made.child = Some((pid, pidfd));
         timing.mark("clone");
         if let Some(score) = self.recipe.oom_score_adj {
@@ -353,7 +216,7 @@ impl Plan {
                 let filter = seccomp::compile(section, &seccomp::Options::default())?;
                 seccomp::supported(&filter).map_err(CreateCause::Unsupported)?;
                 timing.mark("seccomp");
-                child.send(&Down::Filter(filter.flags, encode(&filter)))?;
+                child.send(&Down::Filter(filter.flags, seccomp::to_bytes(&filter)))?;
                 Some(filter)
             }
             None => None,
@@ -380,7 +243,17 @@ impl Plan {
             scheduler: self.scheduler,
             io_priority: self.io_priority,
             affinity: self.affinity.clone(),
+            process: Some(self.recipe.process.clone()),
+            filter: filter.as_ref().map(|f| StoredFilter {
+                flags: f.flags,
+                hash: seccomp::hash(f),
+                listener: f.listener.clone(),
+            }),
         };
+        if let (true, Some(filter)) = (self.detached, &filter) {
+            let file = dir.join(state::FILTER);
+            fs::write(&file, seccomp::to_bytes(filter)).map_err(CreateCause::file("write", &file))?;
+        }
         let text = serde_json::to_vec(&record).map_err(|e| CreateCause::file("write", &dir)(e.into()))?;
         state::prepare_file(&dir, state::RECORD, &text).map_err(CreateCause::file("write", &dir))?;
         timing.mark("record");
@@ -398,6 +271,7 @@ impl Plan {
         let Some((_, pidfd)) = made.child.take() else {
             return Err(CreateCause::Died("no process".into()));
         };
+        let console = child.console.take();
         let channel = if self.detached {
             Channel::Fifos
         } else {
@@ -415,6 +289,7 @@ impl Plan {
                 filter,
                 inside,
             },
+            console,
         ))
     }
 
@@ -528,6 +403,10 @@ impl Plan {
 struct Child<'a> {
     pid: Pid,
     socket: &'a OwnedFd,
+    /// The master of its terminal, once it has sent it.
+    console: RefCell<Option<OwnedFd>>,
+    seccomp: Option<&'a LinuxSeccomp>,
+    state: &'a state::HookState,
 }
 
 impl Child<'_> {
@@ -543,16 +422,42 @@ impl Child<'_> {
         }
     }
 
+    /// Its next word; descriptors that come on the way are seen to.
     fn receive(&self) -> Result<Up, CreateCause> {
         let mut buffer = vec![0u8; 16 * 1024];
-        match report::receive(self.socket, &mut buffer)
-            .map_err(CreateCause::call("receive from the new process"))?
-        {
-            Some(bytes) => {
-                Up::decode(bytes).ok_or_else(|| CreateCause::Died("it sent something unknown".into()))
+        loop {
+            let (n, mut list) = match fds::receive(self.socket.as_fd(), &mut buffer) {
+                // It ended with messages unread: told once, then what it had sent can be read.
+                Err(Errno::ECONNRESET) => continue,
+                other => other.map_err(CreateCause::call("receive from the new process"))?,
+            };
+            if n == 0 {
+                return Err(self.died());
             }
-            None => Err(self.died()),
+            match Up::decode(&buffer[..n]) {
+                Some(Up::Console) => *self.console.borrow_mut() = list.pop(),
+                Some(Up::Notify(number)) => self.pass_listener(number)?,
+                Some(up) => return Ok(up),
+                None => return Err(CreateCause::Died("it sent something unknown".into())),
+            }
         }
+    }
+
+    /// The listener of its seccomp filter goes to who answers.
+    fn pass_listener(&self, number: i32) -> Result<(), CreateCause> {
+        let listener = self.seccomp.and_then(|s| {
+            Some(seccomp::Listener {
+                path: s.listener_path().clone()?,
+                metadata: s.listener_metadata().clone(),
+            })
+        });
+        let listener = listener.ok_or_else(|| CreateCause::Died("it sent something unknown".into()))?;
+        let pidfd = sys::pidfd_open(self.pid).map_err(CreateCause::call("open the new process"))?;
+        let fd = sys::pidfd_getfd(pidfd.as_fd(), number)
+            .map_err(CreateCause::call("take the seccomp listener"))?;
+        let state = self.state.at(self.pid.as_raw(), "creating");
+        crate::notify::send(&listener, self.pid.as_raw(), &state, fd)?;
+        self.send(&Down::Taken)
     }
 
     fn last_words(&self) -> CreateCause {
@@ -608,15 +513,4 @@ fn make_fifos(dir: &Path) -> Result<(OwnedFd, OwnedFd), CreateCause> {
 fn write_proc(pid: Pid, name: &str, text: &str) -> Result<(), CreateCause> {
     let path = PathBuf::from(format!("/proc/{pid}/{name}"));
     fs::write(&path, text).map_err(CreateCause::file("write", &path))
-}
-
-/// A filter's program as the bytes of `struct sock_filter`.
-fn encode(filter: &seccomp::Filter) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(filter.program.len() * 8);
-    for i in &filter.program {
-        bytes.extend(i.code.to_ne_bytes());
-        bytes.extend([i.jt, i.jf]);
-        bytes.extend(i.k.to_ne_bytes());
-    }
-    bytes
 }

@@ -1,48 +1,50 @@
-//! One more process in a running container: it joins the namespaces and the cgroup, and gets the container's
-//! credentials and filter.
+//! One more process in a running container: it joins the namespaces and the cgroup, and gets credentials, filter
+//! and limits there; it is proven at its exec stop like the first.
 //!
-//! Invariants: it is a child of the caller; it is not dumpable from before it joins until exec, so that nothing in
-//! the container can trace it meanwhile; it can be stopped from in there, so the caller waits [`PATIENCE`] and no
-//! longer; a failure before exec comes back with step, path and errno.
+//! ```text
+//! caller ── clone ──> A: stays in the host's pid namespace, so nothing inside can see it; joins everything else,
+//!    │                   closes every descriptor, takes limits, user and capabilities; then
+//!    │                └─ clone(CLONE_PARENT) ──> B: born inside with no more than its program will have
+//!    └── traces B to its exec stop, proves it, lets it go
+//! ```
+//! Invariants: B is a child of the caller; from its first instant it holds neither a capability, a descriptor nor a
+//! root that the container's program will not hold, so that even who may trace it (CAP_SYS_PTRACE) gains nothing;
+//! both are not dumpable until exec; the container may slow it down, so the caller waits [`PATIENCE`] and no longer;
+//! a failure before exec comes back with step, path and errno, and nothing is left behind.
 
-use std::ffi::CString;
+mod join;
+mod request;
+
+pub use request::{ExecRequest, ExecUser};
+
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use berth_rt::sched::{self, SchedError};
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sched::{CloneFlags, setns};
+use nix::sys::ptrace;
+use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-use nix::sys::stat::{Mode, umask};
-use nix::unistd::{Pid, setsid};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
 use thiserror::Error;
 
-use crate::child;
 use crate::container::Container;
 use crate::create::Stdio;
-use crate::recipe::Process;
-use crate::report::{self, Failure, Step, Up};
-use crate::rootfs::PROC_MAGIC;
-use crate::seccomp::Filter;
+use crate::proof::{self, Proof, Stage};
+use crate::report::{Down, Failure, Up};
+use crate::start::failures;
+use crate::sys::fds;
 use crate::sys::process::{self as sys, CloneArgs, Cloned};
+use join::Join;
+use request::Wanted;
 
-/// Longest time from the clone to the exec. A process of the container with the same user id can stop the new one
-/// (kill(2) asks for no more), and a real-time thread can keep it from its core.
+/// Longest time from the clone to the exec. A real-time thread of the container can keep the new process from its
+/// core.
 const PATIENCE: Duration = Duration::from_secs(5);
-
-/// What runs.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ExecRequest {
-    /// Program and arguments, at least one.
-    pub args: Vec<String>,
-    /// `NAME=value`, added to the container's environment; a name that is there already is replaced.
-    pub env: Vec<String>,
-    /// Working directory inside, absolute; that of the container where absent.
-    pub cwd: Option<String>,
-}
 
 /// A joined process.
 #[derive(Debug)]
@@ -51,6 +53,10 @@ pub struct Exec {
     pub pid: i32,
     /// Its descriptor.
     pub pidfd: OwnedFd,
+    /// The master of its terminal, where it was given one.
+    pub console: Option<OwnedFd>,
+    /// Promised beside actual at its exec stop.
+    pub proof: Proof,
 }
 
 /// Why no process was joined.
@@ -59,12 +65,15 @@ pub enum ExecError {
     /// The container's first process has ended.
     #[error("container `{0}` is not running")]
     NotRunning(String),
-    /// Its credentials are known only to the process that made it.
-    #[error("container `{0}` was made by another process: its credentials are not known here")]
-    Foreign(String),
+    /// A frozen container runs nothing.
+    #[error("container `{0}` is paused")]
+    Paused(String),
+    /// Its credentials are not stored.
+    #[error("container `{0}` was made by another process: its {1} is not known here")]
+    Foreign(String, &'static str),
     /// The request.
     #[error("exec: {0}")]
-    Request(&'static str),
+    Request(String),
     /// A system call of the caller's side.
     #[error("exec: {what}: {source}")]
     Call {
@@ -73,12 +82,24 @@ pub enum ExecError {
         /// The cause.
         source: io::Error,
     },
+    /// The scheduling policy or affinity.
+    #[error("exec: {0}")]
+    Sched(#[from] SchedError),
     /// Something in the container keeps the new process from its exec; it was killed.
     #[error("exec: the new process did not get to its program in {} s", PATIENCE.as_secs())]
     Late,
+    /// The new process ended without a word.
+    #[error("exec: the new process ended before its program was executed: {0}")]
+    Died(String),
     /// A step inside the new process.
     #[error(transparent)]
     Inside(#[from] Failure),
+    /// The kernel could not be asked.
+    #[error("exec: proof: {0}")]
+    Prove(#[from] proof::ProofError),
+    /// What the kernel says is not what was promised; it was killed.
+    #[error("exec: proof failed: {}", failures(.0))]
+    Unproven(Box<Proof>),
 }
 
 impl ExecError {
@@ -86,9 +107,22 @@ impl ExecError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Inside(failure) => failure.hint(),
-            Self::Late => Some(
-                "a process of the container stops it, or keeps it from its core: stop the container".into(),
-            ),
+            Self::Sched(e) => e.hint(),
+            Self::Prove(e) => e.hint(),
+            Self::Late => {
+                Some("a process of the container keeps it from its core: stop the container".into())
+            }
+            Self::Paused(id) => Some(format!("resume container {id} first")),
+            Self::Foreign(..) => Some("make the container again with this version".into()),
+            Self::Call {
+                what: "trace the new process",
+                ..
+            } => {
+                Some("give the runtime CAP_SYS_PTRACE; the container may also have killed the process".into())
+            }
+            Self::Died(how) if how.contains("SIGSYS") => {
+                Some("linux.seccomp must allow read, write, execve and exit_group".into())
+            }
             _ => None,
         }
     }
@@ -102,19 +136,22 @@ fn call(what: &'static str) -> impl FnOnce(Errno) -> ExecError {
 }
 
 impl Container {
-    /// Run one more process inside.
+    /// Run one more process inside. With a terminal in the request `stdio` is not passed on: the process has the
+    /// terminal, and its master comes back.
     ///
     /// # Errors
     /// [`ExecError`]; nothing is left behind.
     pub fn exec(&self, request: ExecRequest, stdio: Stdio) -> Result<Exec, ExecError> {
         let id = || self.record.id.clone();
-        let words = self.words.as_ref().ok_or_else(|| ExecError::Foreign(id()))?;
         let pidfd = self
             .pidfd
             .as_ref()
             .filter(|_| self.alive())
             .ok_or_else(|| ExecError::NotRunning(id()))?;
-        let process = join_words(&words.process, &request)?;
+        if self.cgroup.as_ref().is_some_and(|c| c.frozen().unwrap_or(false)) {
+            return Err(ExecError::Paused(id()));
+        }
+        let wanted = self.wanted(&request)?;
         let entries: Vec<PathBuf> = self
             .cgroup
             .iter()
@@ -139,64 +176,191 @@ impl Container {
                 fd
             });
         }
-        let stdio = [high[0].as_raw_fd(), high[1].as_raw_fd(), high[2].as_raw_fd()];
-        // Only children enter a pid namespace.
-        let own_path = "/proc/self/ns/pid_for_children";
-        let own = nix::fcntl::open(own_path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
-            .map_err(call("open own pid namespace"))?;
-        setns(pidfd, CloneFlags::CLONE_NEWPID).map_err(call("join pid namespace"))?;
-        let cloned = sys::clone3(CloneArgs::default());
-        if let Ok(Cloned::Child) = cloned {
-            let join = Join {
-                id: &self.record.id,
-                pidfd,
-                users: self.record.promise.uid_map.is_some(),
-                oom_score_adj: self.record.promise.oom_score_adj,
-                entries: &entries,
-            };
-            let Err(failure) = enter(&join, &process, words.filter.as_ref(), stdio, &theirs);
-            let _ = report::send_to(theirs.as_fd(), &Up::Failed(failure).encode()); // the caller is gone
-            sys::exit_now(127)
-        }
-        setns(own, CloneFlags::CLONE_NEWPID).map_err(call("leave pid namespace"))?;
-        drop(theirs);
-        let (pid, child) = match cloned.map_err(call("clone"))? {
-            Cloned::Parent(pid, pidfd) => (pid, pidfd),
-            Cloned::Child => sys::exit_now(127),
-        };
-        if !told(&ours).map_err(call("poll"))? {
-            let _ = sys::pidfd_signal(child.as_fd(), libc::SIGKILL); // it is ending anyway
-            // One that is frozen ends, and is reaped by the caller, once it is thawed.
-            if crate::container::ended(child.as_fd(), Duration::from_millis(500)) {
-                reap(pid);
+        let stdio: [RawFd; 3] = [high[0].as_raw_fd(), high[1].as_raw_fd(), high[2].as_raw_fd()];
+        let cloned = sys::clone3(CloneArgs::default()).map_err(call("clone"))?;
+        let (pid, helper) = match cloned {
+            Cloned::Child => {
+                let promise = &self.record.promise;
+                let join = Join {
+                    pidfd,
+                    users: promise.namespaces.get(&proof::NamespaceKind::User),
+                    time: promise.namespaces.get(&proof::NamespaceKind::Time),
+                    id: &self.record.id,
+                    first: self.record.pid,
+                    oom_score_adj: promise.oom_score_adj,
+                    entries: &entries,
+                    first_cpus: wanted.first_cpus.as_ref(),
+                };
+                join::run(&join, &wanted.process, wanted.filter.as_ref(), stdio, &theirs)
             }
-            return Err(ExecError::Late);
+            Cloned::Parent(pid, helper) => (pid, helper),
+        };
+        drop(theirs);
+        let mut joined = Joined {
+            helper: Some((pid, helper)),
+            process: None,
+        };
+        match self.follow(&wanted, &ours, &mut joined) {
+            Ok((console, proof)) => {
+                let Some((pid, pidfd)) = joined.process.take() else {
+                    return Err(ExecError::Died("there is no process".into()));
+                };
+                Ok(Exec {
+                    pid: pid.as_raw(),
+                    pidfd,
+                    console,
+                    proof,
+                })
+            }
+            Err(error) => {
+                joined.end();
+                Err(error)
+            }
         }
+    }
+
+    /// From the clone to the proven exec.
+    fn follow(
+        &self,
+        wanted: &Wanted,
+        ours: &OwnedFd,
+        joined: &mut Joined,
+    ) -> Result<(Option<OwnedFd>, Proof), ExecError> {
+        let end = Instant::now() + PATIENCE;
         let mut buffer = vec![0u8; 16 * 1024];
-        // The socket closes at exec.
-        match report::receive(&ours, &mut buffer)
-            .map_err(call("receive"))?
-            .map(Up::decode)
-        {
-            None => Ok(Exec {
-                pid: pid.as_raw(),
-                pidfd: child,
-            }),
-            Some(up) => {
-                let _ = sys::pidfd_signal(child.as_fd(), libc::SIGKILL); // it is ending anyway
-                reap(pid);
-                match up {
-                    Some(Up::Failed(failure)) => Err(failure.into()),
-                    _ => Err(ExecError::Request("the new process sent something unknown")),
+        let (mut console, mut ready, mut fault) = (None, false, None);
+        // Stopped once, it may be stopped again and again: then every moment counts.
+        let mut pause = Duration::from_millis(20);
+        let stopped = loop {
+            if Instant::now() > end {
+                return Err(ExecError::Late);
+            }
+            if !told(ours, pause).map_err(call("poll"))? {
+                // What the container does to it meanwhile (signals, stops) is passed by.
+                if let Some((pid, _)) = &joined.process {
+                    match next_stop(*pid, WaitPidFlag::WNOHANG, &mut fault)? {
+                        Stop::None => pause = Duration::from_millis(1),
+                        Stop::Passed => pause = Duration::ZERO,
+                        stop => break stop,
+                    }
                 }
+                continue;
+            }
+            let (n, mut list) = match fds::receive(ours.as_fd(), &mut buffer) {
+                Err(Errno::ECONNRESET) => continue, // told once, then what was sent before can be read
+                other => other.map_err(call("receive"))?,
+            };
+            match (&joined.process, Up::decode(&buffer[..n])) {
+                // The socket closes at exec, and at the end of a process that could not say why.
+                (Some((pid, _)), _) if n == 0 => match next_stop(*pid, WaitPidFlag::empty(), &mut fault)? {
+                    Stop::Passed | Stop::None => {}
+                    stop => break stop,
+                },
+                (None, _) if n == 0 => return Err(ExecError::Died("without a word".into())),
+                (_, Some(Up::Failed(failure))) => return Err(failure.into()),
+                (_, Some(Up::Joined(pid))) => {
+                    let pid = Pid::from_raw(pid);
+                    let pidfd = sys::pidfd_open(pid).map_err(call("open the new process"))?;
+                    joined.process = Some((pid, pidfd));
+                    let options = ptrace::Options::PTRACE_O_TRACEEXEC | ptrace::Options::PTRACE_O_EXITKILL;
+                    if let Err(errno) = ptrace::seize(pid, options) {
+                        // One that has ended has said why.
+                        let said = told(ours, Duration::from_millis(20)).unwrap_or(false);
+                        let said = said
+                            .then(|| fds::receive(ours.as_fd(), &mut buffer).ok())
+                            .flatten();
+                        return Err(match said.and_then(|(n, _)| Up::decode(&buffer[..n])) {
+                            Some(Up::Failed(failure)) => failure.into(),
+                            _ => call("trace the new process")(errno),
+                        });
+                    }
+                    joined.reap_helper();
+                }
+                (_, Some(Up::Console)) => console = list.pop(),
+                (_, Some(Up::Notify(number))) => self.pass_listener(wanted, joined, number, ours)?,
+                (_, Some(Up::Ready(..))) => ready = true,
+                _ => return Err(ExecError::Died("it sent something unknown".into())),
+            }
+            // The helper's word may come after the process's own.
+            if let (true, Some((pid, _))) = (ready, &joined.process) {
+                ready = false;
+                go(*pid, wanted, ours)?;
+            }
+        };
+        let pid = match (stopped, &joined.process) {
+            (Stop::Exec, Some((pid, _))) => *pid,
+            (Stop::Ended(status), _) => {
+                let said = fds::receive(ours.as_fd(), &mut buffer).ok();
+                return Err(match (fault, said.and_then(|(n, _)| Up::decode(&buffer[..n]))) {
+                    (_, Some(Up::Failed(failure))) => failure.into(),
+                    (Some(signal), _) => ExecError::Died(format!("{signal}: the kernel could not load it")),
+                    _ => ExecError::Died(format!("{status:?}")),
+                });
+            }
+            _ => return Err(ExecError::Died("there is no process".into())),
+        };
+        let place = proof::Where {
+            proc_root: std::path::Path::new("/proc"),
+            cgroup: self.cgroup.as_ref(),
+        };
+        let proof = proof::read(&wanted.promise, pid.as_raw(), Stage::ExecStop, &place)?;
+        if !proof.holds() {
+            return Err(ExecError::Unproven(Box::new(proof)));
+        }
+        ptrace::detach(pid, None).map_err(call("let the new process go"))?;
+        Ok((console, proof))
+    }
+}
+
+impl Container {
+    /// The descriptor of a filter with notifications, out of the process that has it and to who listens.
+    fn pass_listener(
+        &self,
+        wanted: &Wanted,
+        joined: &Joined,
+        number: RawFd,
+        ours: &OwnedFd,
+    ) -> Result<(), ExecError> {
+        let listener = wanted.filter.as_ref().and_then(|f| f.listener.as_ref());
+        // A filter that goes before the credentials is the helper's, and the process has it from there.
+        let from = joined.process.as_ref().or(joined.helper.as_ref());
+        let (Some(listener), Some((pid, pidfd))) = (listener, from) else {
+            return Err(ExecError::Died("it sent something unknown".into()));
+        };
+        let fd = sys::pidfd_getfd(pidfd.as_fd(), number).map_err(call("take the seccomp listener"))?;
+        let state = self.record.state.at(self.record.pid, "running");
+        crate::notify::send(listener, pid.as_raw(), &state, fd)?;
+        crate::report::send_to(ours.as_fd(), &Down::Taken.encode()).map_err(call("send"))
+    }
+}
+
+/// The processes on the way.
+struct Joined {
+    helper: Option<(Pid, OwnedFd)>,
+    process: Option<(Pid, OwnedFd)>,
+}
+
+impl Joined {
+    fn reap_helper(&mut self) {
+        if let Some((pid, _)) = self.helper.take() {
+            reap(pid);
+        }
+    }
+
+    /// Kill and reap both. One that is frozen ends, and is reaped by the caller, once it is thawed.
+    fn end(mut self) {
+        for (pid, pidfd) in self.helper.take().into_iter().chain(self.process.take()) {
+            let _ = sys::pidfd_signal(pidfd.as_fd(), libc::SIGKILL); // it may be ending anyway
+            if crate::container::ended(pidfd.as_fd(), Duration::from_millis(500)) {
+                reap(pid);
             }
         }
     }
 }
 
-/// Has the new process said something, or closed its end, in time?
-fn told(socket: &OwnedFd) -> Result<bool, Errno> {
-    let end = Instant::now() + PATIENCE;
+/// Has the other side said something, or closed its end, in time?
+fn told(socket: &OwnedFd, limit: Duration) -> Result<bool, Errno> {
+    let end = Instant::now() + limit;
     loop {
         let left = end.saturating_duration_since(Instant::now());
         let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
@@ -207,122 +371,63 @@ fn told(socket: &OwnedFd) -> Result<bool, Errno> {
     }
 }
 
+/// Policy and CPUs from outside, then the word to go on.
+fn go(pid: Pid, wanted: &Wanted, ours: &OwnedFd) -> Result<(), ExecError> {
+    if let Some(cpus) = &wanted.cpus {
+        sched::set_affinity(pid.as_raw(), cpus)?;
+    }
+    if let Some((class, level)) = wanted.io_priority {
+        sys::set_io_priority(pid, class, level).map_err(call("process.ioPriority"))?;
+    }
+    if let Some((scheduler, flags)) = &wanted.scheduler {
+        sched::set(pid.as_raw(), scheduler, *flags)?;
+    }
+    let go = Down::Start {
+        args: Vec::new(),
+        env: Vec::new(),
+    };
+    crate::report::send_to(ours.as_fd(), &go.encode()).map_err(call("send"))
+}
+
+/// Where a traced process stands.
+enum Stop {
+    /// Nowhere.
+    None,
+    /// It was stopped, and goes on.
+    Passed,
+    /// At its exec stop.
+    Exec,
+    /// It has ended.
+    Ended(WaitStatus),
+}
+
+fn next_stop(pid: Pid, flags: WaitPidFlag, fault: &mut Option<Signal>) -> Result<Stop, ExecError> {
+    let status = match waitpid(pid, Some(flags | WaitPidFlag::__WALL)) {
+        Err(Errno::EINTR) => return Ok(Stop::None),
+        other => other.map_err(call("wait for the new process"))?,
+    };
+    let resume = match status {
+        WaitStatus::StillAlive => return Ok(Stop::None),
+        WaitStatus::PtraceEvent(_, _, libc::PTRACE_EVENT_EXEC) => return Ok(Stop::Exec),
+        WaitStatus::Exited(..) | WaitStatus::Signaled(..) => return Ok(Stop::Ended(status)),
+        // An exec that fails when there is no way back ends in a fault.
+        WaitStatus::Stopped(_, signal @ (Signal::SIGSEGV | Signal::SIGBUS | Signal::SIGILL)) => {
+            *fault = Some(signal);
+            nix::sys::signal::kill(pid, Signal::SIGKILL)
+        }
+        // A stop before its program runs would only hold up the caller.
+        WaitStatus::Stopped(_, Signal::SIGSTOP | Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU) => {
+            ptrace::cont(pid, None)
+        }
+        WaitStatus::Stopped(_, signal) if signal != Signal::SIGTRAP => ptrace::cont(pid, signal),
+        _ => ptrace::cont(pid, None),
+    };
+    match resume {
+        Ok(()) | Err(Errno::ESRCH) => Ok(Stop::Passed),
+        Err(errno) => Err(call("continue the new process")(errno)),
+    }
+}
+
 fn reap(pid: Pid) {
-    while nix::sys::wait::waitpid(pid, None) == Err(Errno::EINTR) {}
-}
-
-fn join_words(words: &Process, request: &ExecRequest) -> Result<Process, ExecError> {
-    let c = |text: &String| CString::new(text.as_str()).map_err(|_| ExecError::Request("a NUL byte"));
-    if request.args.is_empty() {
-        return Err(ExecError::Request("no program is named"));
-    }
-    let mut process = words.clone();
-    process.args = request.args.iter().map(c).collect::<Result<_, _>>()?;
-    for pair in &request.env {
-        let Some((name, _)) = pair.split_once('=') else {
-            return Err(ExecError::Request("an environment entry has no `=`"));
-        };
-        let prefix = format!("{name}=");
-        process
-            .env
-            .retain(|e| !e.to_bytes().starts_with(prefix.as_bytes()));
-        process.env.push(c(pair)?);
-    }
-    if let Some(cwd) = &request.cwd {
-        process.cwd = PathBuf::from(cwd);
-        if !process.cwd.is_absolute() {
-            return Err(ExecError::Request("the working directory is not absolute"));
-        }
-    }
-    Ok(process)
-}
-
-struct Join<'a> {
-    id: &'a str,
-    pidfd: &'a OwnedFd,
-    users: bool,
-    oom_score_adj: Option<i32>,
-    entries: &'a [PathBuf],
-}
-
-/// In the new process: join, restrict, exec.
-fn enter(
-    join: &Join<'_>,
-    process: &Process,
-    filter: Option<&Filter>,
-    stdio: [RawFd; 3],
-    socket: &OwnedFd,
-) -> Result<std::convert::Infallible, Failure> {
-    sys::set_not_dumpable().step("make undumpable", "")?;
-    for (target, fd) in stdio.iter().enumerate() {
-        sys::dup_onto(*fd, target as RawFd).step("standard streams", "")?;
-    }
-    setsid().step("setsid", "")?;
-    child::own_keyring(join.id)?;
-    if let Some(score) = join.oom_score_adj {
-        // The caller's own may spare it from the kernel's memory killer.
-        let file = "/proc/self/oom_score_adj";
-        std::fs::write(file, score.to_string()).step("set oom_score_adj", file)?;
-    }
-    for file in join.entries {
-        std::fs::write(file, "0").step("enter cgroup", file)?;
-    }
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let proc = nix::fcntl::open("/proc", flags, Mode::empty()).step("open", "/proc")?;
-    if crate::sys::mount::fs_magic(&proc).step("stat", "/proc")? != PROC_MAGIC {
-        return Err(Failure::refused("open", "/proc", "it is not a proc file system"));
-    }
-    let label = process
-        .label
-        .as_ref()
-        .map(|l| child::open_label(&proc, l))
-        .transpose()?;
-    let mut kinds = CloneFlags::CLONE_NEWNS
-        | CloneFlags::CLONE_NEWUTS
-        | CloneFlags::CLONE_NEWIPC
-        | CloneFlags::CLONE_NEWNET
-        | CloneFlags::CLONE_NEWCGROUP;
-    if join.users {
-        child::limit(process, None)?;
-        kinds |= CloneFlags::CLONE_NEWUSER;
-    }
-    setns(join.pidfd, kinds).step("join namespaces", "")?;
-    let mut keep = vec![socket.as_raw_fd()];
-    keep.extend(label.as_ref().map(|(fd, _)| fd.as_raw_fd()));
-    sys::close_all_but(&keep).step("close descriptors", "")?;
-    std::mem::forget(proc); // closed by number
-    if process.core_cookie {
-        // This process is in the container's pid namespace since its clone: its first process is 1.
-        sys::take_core_cookie(1).step("core scheduling", "")?;
-    }
-    if join.users {
-        child::become_root()?;
-    } else {
-        child::limit(process, None)?;
-    }
-    if let Some(landlock) = &process.landlock {
-        let found = crate::landlock::enter(landlock)?;
-        if found.promised != found.actual {
-            return Err(Failure::refused(
-                "landlock",
-                "",
-                &format!("promised {}, actual {}", found.promised, found.actual),
-            ));
-        }
-    }
-    let mut filter = filter;
-    if !process.no_new_privs
-        && let Some(filter) = filter.take()
-    {
-        child::load(filter)?;
-    }
-    child::credentials(process)?;
-    umask(Mode::from_bits_truncate(process.umask as nix::sys::stat::mode_t));
-    child::enter_cwd(&process.cwd)?;
-    sys::default_sigpipe().step("signal", "SIGPIPE")?;
-    sys::unblock_signals().step("signal mask", "")?;
-    child::find_program(process)?;
-    label.map_or(Ok(()), child::write_label)?;
-    child::restrict(process, filter)?;
-    Err(child::exec_first(&process.args, &process.env))
+    while waitpid(pid, Some(WaitPidFlag::__WALL)) == Err(Errno::EINTR) {}
 }

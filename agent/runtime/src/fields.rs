@@ -24,9 +24,6 @@ const PLATFORM: &str = "it belongs to another platform than Linux containers";
 const RDT: &str = "Intel RDT is not supported";
 const MEMPOL: &str = "NUMA memory policies are not supported";
 const TIME: &str = "time namespaces are not supported";
-const LISTENER: &str = "seccomp notification is not supported";
-const EXEC: &str = "this runtime does not run further processes from the OCI command line";
-const CONSOLE: &str = "terminals are not supported";
 const PERSONALITY: &str = "the specification defines no personality flags";
 
 /// One row for each field, sorted.
@@ -177,8 +174,8 @@ pub const FIELDS: &[(&str, Field)] = &[
     ("linux.seccomp.defaultAction", A),
     ("linux.seccomp.defaultErrnoRet", A),
     ("linux.seccomp.flags", A),
-    ("linux.seccomp.listenerMetadata", Refused(LISTENER)),
-    ("linux.seccomp.listenerPath", Refused(LISTENER)),
+    ("linux.seccomp.listenerMetadata", A),
+    ("linux.seccomp.listenerPath", A),
     ("linux.seccomp.syscalls", A),
     ("linux.seccomp.syscalls[].action", A),
     ("linux.seccomp.syscalls[].args", A),
@@ -225,14 +222,14 @@ pub const FIELDS: &[(&str, Field)] = &[
     ("process.capabilities.inheritable", A),
     ("process.capabilities.permitted", A),
     ("process.commandLine", Refused(PLATFORM)),
-    ("process.consoleSize", Refused(CONSOLE)),
-    ("process.consoleSize.height", Refused(CONSOLE)),
-    ("process.consoleSize.width", Refused(CONSOLE)),
+    ("process.consoleSize", A),
+    ("process.consoleSize.height", A),
+    ("process.consoleSize.width", A),
     ("process.cwd", A),
     ("process.env", A),
-    ("process.execCPUAffinity", Refused(EXEC)),
-    ("process.execCPUAffinity.final", Refused(EXEC)),
-    ("process.execCPUAffinity.initial", Refused(EXEC)),
+    ("process.execCPUAffinity", A),
+    ("process.execCPUAffinity.final", A),
+    ("process.execCPUAffinity.initial", A),
     ("process.ioPriority", A),
     ("process.ioPriority.class", A),
     ("process.ioPriority.priority", A),
@@ -446,13 +443,8 @@ mod tests {
     }
 
     #[test]
-    fn what_the_first_version_refuses() {
-        for path in [
-            "linux.intelRdt",
-            "linux.memoryPolicy",
-            "linux.timeOffsets",
-            "linux.seccomp.listenerPath",
-        ] {
+    fn what_is_refused() {
+        for path in ["linux.intelRdt", "linux.memoryPolicy", "linux.timeOffsets"] {
             assert!(matches!(field(path), Some(Refused(_))), "{path}");
         }
     }

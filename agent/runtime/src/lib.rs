@@ -13,6 +13,7 @@
 //! ever started here; what is made is undone when a later step fails.
 
 mod child;
+pub mod console;
 mod container;
 mod create;
 mod dev;
@@ -22,6 +23,7 @@ pub mod hooks;
 pub mod landlock;
 mod net;
 mod network;
+mod notify;
 pub mod oci;
 mod options;
 mod overlay;
@@ -40,7 +42,7 @@ pub mod trace;
 
 pub use container::{Container, ContainerError, DeleteError, Device, OpenError};
 pub use create::{CreateCause, CreateError, Stdio};
-pub use exec::{Exec, ExecError, ExecRequest};
+pub use exec::{Exec, ExecError, ExecRequest, ExecUser};
 pub use net::NetError;
 pub use network::Network;
 pub use options::OptionError;

@@ -5,8 +5,10 @@
 //! 2 wrong usage, and for `run` the container's own (128 + signal where it was killed).
 
 mod args;
+mod exec;
 mod features;
 mod run;
+mod terminal;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -20,7 +22,8 @@ use crate::create::Stdio;
 use crate::plan::{self, Context, Extensions, Plan};
 use crate::state::{Record, Status};
 use crate::timing::Timing;
-use args::{Command, Global, Parsed, Usage};
+use args::{Command, Global, Listed, Parsed, Usage};
+use terminal::Taker;
 
 /// Folder of the containers' states without `--root`.
 pub const ROOT: &str = "/run/berth/oci";
@@ -55,6 +58,7 @@ failed_from!(
     crate::create::CreateError,
     crate::start::StartError,
     crate::container::ContainerError,
+    crate::exec::ExecError,
     OpenError
 );
 
@@ -153,11 +157,13 @@ fn create(
     id: &str,
     bundle: &Path,
     detached: bool,
+    console: (Option<&Path>, bool),
     hierarchy: &Hierarchy,
-) -> Result<Container, Failed> {
+) -> Result<(Container, Taker), Failed> {
     let mut timing = Timing::begin();
-    let bundle = plan::load(bundle)?;
+    let mut bundle = plan::load(bundle)?;
     timing.mark("load");
+    let taker = terminal_of(&mut bundle, console, detached)?;
     for name in &bundle.unknown {
         log(
             global,
@@ -175,19 +181,44 @@ fn create(
     timing.mark("plan");
     let mut container = plan.create(own_stdio()?)?;
     container.prepend(timing);
-    Ok(container)
+    Ok((container, taker))
 }
 
-fn write_pid_file(path: Option<&PathBuf>, container: &mut Container) -> Result<(), Failed> {
-    let Some(path) = path else { return Ok(()) };
+/// Who takes the terminal of a bundle; `console` is the console socket and whether a terminal is asked for besides.
+fn terminal_of(
+    bundle: &mut plan::Bundle,
+    (socket, asked): (Option<&Path>, bool),
+    detached: bool,
+) -> Result<Taker, Failed> {
+    let Some(process) = bundle.spec.process_mut() else {
+        return Ok(Taker::Nobody); // refused by the plan
+    };
+    let wanted = asked || process.terminal().unwrap_or(false);
+    process.set_terminal(Some(wanted));
+    let taker = terminal::taker(wanted, socket, !detached)?;
+    if let (Taker::Relay, Some(size)) = (&taker, terminal::own_size()) {
+        let words = oci_spec::runtime::BoxBuilder::default()
+            .height(size.rows)
+            .width(size.columns);
+        process.set_console_size(words.build().ok());
+    }
+    Ok(taker)
+}
+
+/// Write a pid file by renaming it into place.
+fn put_pid(path: &Path, pid: i32) -> Result<(), String> {
     let temporary = path.with_file_name(format!(
         ".{}.tmp",
         path.file_name().unwrap_or_default().to_string_lossy()
     ));
-    let written = std::fs::write(&temporary, container.pid().to_string())
-        .and_then(|()| std::fs::rename(&temporary, path));
-    written.map_err(|e| {
-        let mut message = format!("cannot write pid file `{}`: {e}", path.display());
+    std::fs::write(&temporary, pid.to_string())
+        .and_then(|()| std::fs::rename(&temporary, path))
+        .map_err(|e| format!("cannot write pid file `{}`: {e}", path.display()))
+}
+
+fn write_pid_file(path: Option<&PathBuf>, container: &mut Container) -> Result<(), Failed> {
+    let Some(path) = path else { return Ok(()) };
+    put_pid(path, container.pid()).map_err(|mut message| {
         for e in container.delete().err().unwrap_or_default() {
             message += &format!("; {e}");
         }
@@ -207,8 +238,15 @@ fn delete(container: &mut Container) -> Result<(), Failed> {
 
 fn carry_out(global: &Global, command: Command) -> Result<i32, Failed> {
     match command {
-        Command::Create { id, bundle, pid_file } => {
-            let mut container = create(global, &id, &bundle, true, &hierarchy()?)?;
+        Command::Create {
+            id,
+            bundle,
+            pid_file,
+            console,
+        } => {
+            let console = (console.as_deref(), false);
+            let (mut container, taker) = create(global, &id, &bundle, true, console, &hierarchy()?)?;
+            give_terminal(&mut container, taker)?;
             write_pid_file(pid_file.as_ref(), &mut container)?;
         }
         Command::Start { id } => {
@@ -218,6 +256,8 @@ fn carry_out(global: &Global, command: Command) -> Result<i32, Failed> {
             id,
             bundle,
             pid_file,
+            console,
+            terminal,
             keep,
             detach,
         } => {
@@ -225,14 +265,19 @@ fn carry_out(global: &Global, command: Command) -> Result<i32, Failed> {
             // Before the clone: no signal may be lost between the start and the wait.
             let waiting =
                 run::Waiting::begin().map_err(|e| Failed::new(format!("signals: {}", e.desc()), None))?;
-            let mut container = create(global, &id, &bundle, detach, &hierarchy)?;
+            let console = (console.as_deref(), terminal);
+            let (mut container, taker) = create(global, &id, &bundle, detach, console, &hierarchy)?;
+            let session = give_terminal(&mut container, taker)?;
             write_pid_file(pid_file.as_ref(), &mut container)?;
             container.start(None)?;
             if detach {
                 return Ok(0);
             }
+            let pidfd = container
+                .pidfd()
+                .ok_or_else(|| Failed::new("wait: there is no process", None))?;
             let status = waiting
-                .wait(&container)
+                .wait(pidfd, session)
                 .map_err(|e| Failed::new(format!("wait: {}", e.desc()), None))?;
             container.mark("wait");
             if !keep {
@@ -260,10 +305,28 @@ fn carry_out(global: &Global, command: Command) -> Result<i32, Failed> {
             }
         }
         Command::Delete { id, force } => return forget(global, &id, force),
+        Command::Exec(args) => return exec::exec(global, &args),
+        Command::Pause { id } => Container::open(&global.root, &id, &hierarchy()?)?.pause()?,
+        Command::Resume { id } => Container::open(&global.root, &id, &hierarchy()?)?.resume()?,
+        Command::Ps { id, json } => exec::ps(global, &id, json)?,
+        Command::Events { id, once, interval } => exec::events(global, &id, once, interval)?,
+        Command::Update { id, source } => exec::update(global, &id, source)?,
         Command::Features => println!("{}", features::json()),
-        Command::List { json } => list(global, json, &hierarchy()?),
+        Command::Version => println!("berth version {}\nspec: 1.3.0", env!("CARGO_PKG_VERSION")),
+        Command::List { how } => list(global, how, &hierarchy()?),
     }
     Ok(0)
+}
+
+/// Hand the terminal over; a container whose terminal nobody takes is not left behind.
+fn give_terminal(container: &mut Container, taker: Taker) -> Result<Option<terminal::Session>, Failed> {
+    let master = container.take_console();
+    terminal::hand_over(taker, master).map_err(|mut failed| {
+        for e in container.delete().err().unwrap_or_default() {
+            failed.message += &format!("; {e}");
+        }
+        failed
+    })
 }
 
 fn forget(global: &Global, id: &str, force: bool) -> Result<i32, Failed> {
@@ -292,7 +355,7 @@ fn forget(global: &Global, id: &str, force: bool) -> Result<i32, Failed> {
     Ok(0)
 }
 
-fn list(global: &Global, json: bool, hierarchy: &Hierarchy) {
+fn list(global: &Global, how: Listed, hierarchy: &Hierarchy) {
     let mut rows = Vec::new();
     for entry in std::fs::read_dir(&global.root).into_iter().flatten().flatten() {
         let id = entry.file_name().to_string_lossy().into_owned();
@@ -308,7 +371,11 @@ fn list(global: &Global, json: bool, hierarchy: &Hierarchy) {
         }
     }
     rows.sort();
-    if json {
+    if how == Listed::Quiet {
+        rows.iter().for_each(|(id, ..)| println!("{id}"));
+        return;
+    }
+    if how == Listed::Json {
         let rows: Vec<_> = rows
             .iter()
             .map(|(id, pid, status, bundle)| {

@@ -8,6 +8,8 @@ mod promise;
 mod recipe;
 mod users;
 
+pub(crate) use process::{io_priority, label_of, words as exec_process};
+
 use std::path::{Path, PathBuf};
 
 use berth_rt::cgroup::{Extras, Hierarchy};

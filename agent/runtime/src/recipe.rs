@@ -5,6 +5,10 @@
 use std::ffi::CString;
 use std::path::PathBuf;
 
+use berth_rt::cpu::CpuSet;
+use serde::{Deserialize, Serialize};
+
+use crate::console::Size;
 use crate::options::Options;
 use crate::proof::{CapabilitySets, IdMap};
 
@@ -35,8 +39,6 @@ pub(crate) struct Recipe {
     pub(crate) process: Process,
     /// Label of new files on file systems made for the container (SELinux `context=`).
     pub(crate) mount_label: Option<String>,
-    /// PER_* domain of personality(2).
-    pub(crate) personality: Option<u64>,
     pub(crate) oom_score_adj: Option<i32>,
     /// SIGKILL when the caller ends.
     pub(crate) die_with_parent: bool,
@@ -55,9 +57,11 @@ pub(crate) struct Recipe {
 }
 
 /// Credentials, limits and words of one process inside.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Process {
+    #[serde(skip)]
     pub(crate) args: Vec<CString>,
+    #[serde(with = "strings")]
     pub(crate) env: Vec<CString>,
     pub(crate) cwd: PathBuf,
     pub(crate) uid: u32,
@@ -72,10 +76,36 @@ pub(crate) struct Process {
     pub(crate) landlock: Option<crate::landlock::Landlock>,
     /// Threads of others never share a core with its own at the same time.
     pub(crate) core_cookie: bool,
+    /// PER_* domain of personality(2).
+    pub(crate) personality: Option<u64>,
+    /// CPUs of processes that join: on the way, and of their programs.
+    pub(crate) exec_cpus: (Option<CpuSet>, Option<CpuSet>),
+    /// It has a terminal of its own, of this size.
+    pub(crate) terminal: Option<Size>,
+}
+
+/// Words as text: they come from a document, which is text.
+mod strings {
+    use std::ffi::CString;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(words: &[CString], out: S) -> Result<S::Ok, S::Error> {
+        let words: Vec<_> = words.iter().map(|w| w.to_string_lossy()).collect();
+        words.serialize(out)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<CString>, D::Error> {
+        let words = Vec::<String>::deserialize(from)?;
+        let words = words
+            .into_iter()
+            .map(|w| CString::new(w).map_err(D::Error::custom));
+        words.collect()
+    }
 }
 
 /// One resource limit.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Limit {
     pub(crate) name: String,
     pub(crate) resource: u32,
@@ -84,10 +114,20 @@ pub(crate) struct Limit {
 }
 
 /// The label a process gets at exec.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Label {
     Selinux(String),
     Apparmor(String),
+}
+
+impl Label {
+    /// What /proc/PID/attr/current says of a process that has it.
+    pub(crate) fn shown(&self) -> String {
+        match self {
+            Self::Selinux(label) => label.clone(),
+            Self::Apparmor(profile) => format!("{profile} (enforce)"),
+        }
+    }
 }
 
 /// Where the root file system comes from.

@@ -128,6 +128,12 @@ pub(crate) enum Up {
     /// Everything is done; waiting for the start message. Microseconds of each step, and what was read inside.
     Ready(Vec<(String, u64)>, Vec<Inside>),
     Failed(Failure),
+    /// The master of its terminal comes with this.
+    Console,
+    /// The number of its seccomp listener's descriptor; it waits for [`Down::Taken`].
+    Notify(i32),
+    /// From an exec's helper: the process inside.
+    Joined(i32),
 }
 
 /// To the child.
@@ -139,6 +145,8 @@ pub(crate) enum Down {
     Placed(Vec<CString>),
     /// The hooks of the runtime's namespaces ran; host pid for the state that hooks inside get.
     HooksDone(i32),
+    /// The seccomp listener was taken.
+    Taken,
     /// The seccomp program, flags first.
     Filter(u32, Vec<u8>),
     /// Go: with other arguments and more environment, where they are not empty.
@@ -176,6 +184,9 @@ impl Up {
                 [b"R", text.join("\n").as_bytes()].concat()
             }
             Self::Failed(failure) => failure.encode(),
+            Self::Console => b"C".to_vec(),
+            Self::Notify(fd) => [&b"N"[..], &fd.to_ne_bytes()].concat(),
+            Self::Joined(pid) => [&b"J"[..], &pid.to_ne_bytes()].concat(),
         }
     }
 
@@ -195,6 +206,9 @@ impl Up {
                 }
                 Some(Self::Ready(steps, inside))
             }
+            (b'C', []) => Some(Self::Console),
+            (b'N', fd) => Some(Self::Notify(i32::from_ne_bytes(fd.try_into().ok()?))),
+            (b'J', pid) => Some(Self::Joined(i32::from_ne_bytes(pid.try_into().ok()?))),
             (b'E', _) => Failure::decode(bytes).map(Self::Failed),
             _ => None,
         }
@@ -211,6 +225,7 @@ impl Down {
                 out
             }
             Self::HooksDone(pid) => [&b"h"[..], &pid.to_ne_bytes()].concat(),
+            Self::Taken => b"n".to_vec(),
             Self::Filter(flags, program) => [&b"F"[..], &flags.to_ne_bytes(), program].concat(),
             Self::Start { args, env } => {
                 let mut out = vec![b'S'];
@@ -231,6 +246,7 @@ impl Down {
                 rest.is_empty().then_some(Self::Placed(files))
             }
             (b'h', pid) => Some(Self::HooksDone(i32::from_ne_bytes(pid.try_into().ok()?))),
+            (b'n', []) => Some(Self::Taken),
             (b'F', rest) => {
                 let (flags, program) = rest.split_at_checked(4)?;
                 Some(Self::Filter(
@@ -290,12 +306,16 @@ mod tests {
                 vec![["n", "p q", "", "s"].map(String::from)],
             ),
             Up::Failed(failure),
+            Up::Console,
+            Up::Notify(9),
+            Up::Joined(70_000),
         ] {
             assert_eq!(Up::decode(&up.encode()), Some(up));
         }
         let words = |w: &[&str]| w.iter().map(|s| CString::new(*s).unwrap()).collect::<Vec<_>>();
         let downs = [
             Down::Mapped,
+            Down::Taken,
             Down::Placed(words(&["/sys/fs/cgroup/cpu/x/tasks"])),
             Down::HooksDone(5),
             Down::Filter(3, vec![1, 2, 3]),

@@ -103,7 +103,7 @@ pub enum StartCause {
 }
 
 /// The facts that do not hold, in one line.
-fn failures(proof: &Proof) -> String {
+pub(crate) fn failures(proof: &Proof) -> String {
     let mut all = Vec::new();
     for f in proof.failures() {
         all.push(format!(

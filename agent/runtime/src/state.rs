@@ -5,6 +5,7 @@
 //!               record.json   everything else, written when the container is created (renamed into place)
 //!               start         FIFO: the start message of a detached container; gone once it was started
 //!               failure       FIFO: why a detached container did not exec
+//!               filter        the seccomp program of a detached container, for processes that join it
 //! ```
 //! Invariants: the folder is made first and removed last; its making is what reserves the id. A folder without a
 //! record belongs to a creation that was cut off: `delete --force` frees what it names. A pid counts only together
@@ -22,6 +23,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::plan::Hooks;
 use crate::proof::Promise;
+use crate::recipe::Process;
+use crate::seccomp::Listener;
 
 /// Version of record.json.
 pub const VERSION: u32 = 1;
@@ -30,6 +33,7 @@ pub(crate) const RECORD: &str = "record.json";
 pub(crate) const CGROUP: &str = "cgroup";
 pub(crate) const START: &str = "start";
 pub(crate) const FAILURE: &str = "failure";
+pub(crate) const FILTER: &str = "filter";
 
 /// What hooks and `berth oci state` say of a container.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,6 +112,21 @@ pub struct Record {
     pub io_priority: Option<(u32, u32)>,
     /// CPUs to be confined to at start.
     pub affinity: Option<CpuSet>,
+    /// Credentials and limits, for processes that join it.
+    #[serde(default)]
+    pub(crate) process: Option<Process>,
+    /// Its filter, for processes that join it.
+    #[serde(default)]
+    pub(crate) filter: Option<StoredFilter>,
+}
+
+/// What is stored of a seccomp filter. The program is in a file of its own where the container is detached, else it
+/// is compiled again from the bundle, whose section must still give the same program.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StoredFilter {
+    pub(crate) flags: u32,
+    pub(crate) hash: u64,
+    pub(crate) listener: Option<Listener>,
 }
 
 /// Where a container stands, in OCI's words.
@@ -121,6 +140,8 @@ pub enum Status {
     Running,
     /// Its first process has ended.
     Stopped,
+    /// Its program runs and is frozen.
+    Paused,
 }
 
 impl Status {
@@ -131,6 +152,7 @@ impl Status {
             Self::Created => "created",
             Self::Running => "running",
             Self::Stopped => "stopped",
+            Self::Paused => "paused",
         }
     }
 }

@@ -235,7 +235,7 @@ fn refusals_name_the_field() {
             json!([{"containerID": 0, "hostID": 0, "size": 1}]),
             "linux.uidMappings",
         ),
-        ("/process/terminal", json!(true), "process.terminal"),
+        ("/process/terminal", json!(true), "/dev/pts/ptmx"),
         ("/process/apparmorProfile", json!("x"), "process.apparmorProfile"),
         ("/process/selinuxLabel", json!("a:b:c:s0"), "process.selinuxLabel"),
         ("/process/oomScoreAdj", json!(2000), "process.oomScoreAdj"),

@@ -58,6 +58,7 @@ pub(super) fn main(folders: &Folders, args: ExecArgs) -> Outcome {
         args: args.command,
         env: args.env,
         cwd: args.workdir,
+        terminal: None,
     };
     let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
     monitor.send(&command, &[stdin.as_fd(), stdout.as_fd(), stderr.as_fd()])?;

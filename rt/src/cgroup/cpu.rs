@@ -19,7 +19,7 @@ pub(crate) fn needs_controller(cpu: &LinuxCpu) -> bool {
 
 /// v2's weight (1 to 10000) for v1's shares (2 to 262144): a curve through 2 → 1, 1024 → 100 and 262144 → 10000, the
 /// one that the other OCI runtimes use since 2025.
-pub(crate) fn weight(shares: u64) -> u64 {
+pub fn weight(shares: u64) -> u64 {
     if shares <= 2 {
         return 1;
     }

@@ -39,6 +39,7 @@ use thiserror::Error;
 
 pub use attach::AttachError;
 pub use bpf::BpfError;
+pub use cpu::weight;
 pub use create::{CreateError, OpenError};
 pub use devices::DeviceError;
 pub use file::FileError;

@@ -173,17 +173,39 @@ impl Monitor<'_> {
                 self.answer(number, done);
             }
             Command::Prove => self.on_prove(number),
-            Command::Exec { args, env, cwd, .. } => {
-                let stdio = self.conn(number).and_then(|c| c.take_fds(3));
-                let done = self.exec(number, &args, &env, cwd.as_deref(), stdio);
-                let program = args.first().cloned().unwrap_or_default();
+            Command::Exec {
+                args,
+                env,
+                cwd,
+                terminal,
+                ..
+            } => {
+                let stdio = match terminal {
+                    Some(_) => null_thrice(),
+                    None => self.conn(number).and_then(|c| c.take_fds(3)),
+                };
+                let wanted = berth_runtime::ExecRequest {
+                    args,
+                    env: env.iter().map(|(k, v)| format!("{k}={v}")).collect(),
+                    cwd,
+                    terminal,
+                    ..berth_runtime::ExecRequest::default()
+                };
+                let program = wanted.args.first().cloned().unwrap_or_default();
+                let done = self.exec(number, wanted, &env, stdio);
                 let entry = match &done {
-                    Ok(pid) => Entry::new("exec", &self.request.id, format!("{program} as process {pid}"))
-                        .who(self.who(number)),
+                    Ok((pid, _)) => {
+                        Entry::new("exec", &self.request.id, format!("{program} as process {pid}"))
+                            .who(self.who(number))
+                    }
                     Err(refusal) => record::refused("exec", &self.request.id, refusal, self.who(number)),
                 };
                 match done {
-                    Ok(pid) => self.say(number, &Reply::ExecStarted { pid }, Vec::new()),
+                    Ok((pid, console)) => {
+                        let terminal = console.is_some();
+                        let reply = Reply::ExecStarted { pid, terminal };
+                        self.say(number, &reply, console.into_iter().collect());
+                    }
                     Err(refusal) => self.say(number, &Reply::Refused(refusal), Vec::new()),
                 }
                 self.recorder.note_safely(entry);
@@ -265,24 +287,23 @@ impl Monitor<'_> {
     fn exec(
         &mut self,
         number: u64,
-        args: &[String],
+        wanted: berth_runtime::ExecRequest,
         env: &[(String, String)],
-        cwd: Option<&str>,
         stdio: Option<Vec<OwnedFd>>,
-    ) -> Result<i32, Refusal> {
+    ) -> Result<(i32, Option<OwnedFd>), Refusal> {
         self.living("exec", &[Phase::Running])?;
         let refuse = |message: String| Refusal {
             stage: "exec".into(),
             message,
             hint: None,
         };
-        if args.first().is_none_or(String::is_empty) {
+        if wanted.args.first().is_none_or(String::is_empty) {
             return Err(refuse("no program is named".into()));
         }
         let process = ProcessRequest {
-            command: args.to_vec(),
+            command: wanted.args.clone(),
             env: env.to_vec(),
-            cwd: cwd.map(str::to_owned),
+            cwd: wanted.cwd.clone(),
             ..ProcessRequest::default()
         };
         check::process(&process)?;
@@ -293,11 +314,6 @@ impl Monitor<'_> {
         };
         let Some(container) = &self.container else {
             return Err(refuse("there is no container".into()));
-        };
-        let wanted = berth_runtime::ExecRequest {
-            args: args.to_vec(),
-            env: env.iter().map(|(k, v)| format!("{k}={v}")).collect(),
-            cwd: cwd.map(str::to_owned),
         };
         let stdio = berth_runtime::Stdio {
             stdin,
@@ -315,7 +331,7 @@ impl Monitor<'_> {
             pidfd: exec.pidfd,
             by: number,
         });
-        Ok(pid)
+        Ok((pid, exec.console))
     }
 
     fn on_release(&mut self, number: u64) {
@@ -333,4 +349,15 @@ impl Monitor<'_> {
             keeper.conn.closing = true;
         }
     }
+}
+
+/// Standard streams of a process until it has its terminal.
+fn null_thrice() -> Option<Vec<OwnedFd>> {
+    let null = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .ok()?;
+    let copies = [null.try_clone().ok()?, null.try_clone().ok()?, null];
+    Some(copies.into_iter().map(OwnedFd::from).collect())
 }

@@ -3,12 +3,13 @@
 use std::io;
 use std::path::PathBuf;
 
-use berth_rt::cgroup::{DeviceError, FreezeError};
+use berth_rt::cgroup::{ApplyError, DeviceError, FileError, FreezeError};
 use nix::errno::Errno;
 use thiserror::Error;
 
 use crate::net::NetError;
 use crate::report::Failure;
+use crate::state::Status;
 
 /// A stored container that cannot be opened.
 #[derive(Debug, Error)]
@@ -97,6 +98,30 @@ pub enum ContainerError {
     /// An interface.
     #[error(transparent)]
     Net(#[from] NetError),
+    /// It stands somewhere else.
+    #[error("container `{id}` cannot be {what}: it is {}", status.as_str())]
+    Status {
+        /// The id.
+        id: String,
+        /// What was asked: `paused`, `resumed`, `updated`.
+        what: &'static str,
+        /// Where it stands.
+        status: Status,
+    },
+    /// A resource that cannot be changed.
+    #[error("resources.{field} is refused: {reason}")]
+    Resource {
+        /// Path below `resources`.
+        field: &'static str,
+        /// Why.
+        reason: String,
+    },
+    /// A resource that cannot be applied.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    /// A counter of the cgroup.
+    #[error(transparent)]
+    Counter(#[from] FileError),
     /// The record.
     #[error("cannot store the state of container `{id}`: {source}")]
     Store {
@@ -116,6 +141,7 @@ impl ContainerError {
             Self::Device(e) => e.hint(),
             Self::Net(e) => e.hint(),
             Self::Node(e) => e.hint(),
+            Self::Apply(e) => e.hint(),
             _ => None,
         }
     }

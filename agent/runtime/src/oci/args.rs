@@ -3,8 +3,15 @@
 //!
 //! Pure. Invariant: an option that would do nothing is refused by name.
 
+mod exec;
+mod update;
+
+pub(super) use exec::ExecArgs;
+
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
+
+use oci_spec::runtime::LinuxResources;
 
 /// What comes before the command.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,12 +22,13 @@ pub(super) struct Global {
 }
 
 /// One command.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 pub(super) enum Command {
     Create {
         id: String,
         bundle: PathBuf,
         pid_file: Option<PathBuf>,
+        console: Option<PathBuf>,
     },
     Start {
         id: String,
@@ -29,6 +37,8 @@ pub(super) enum Command {
         id: String,
         bundle: PathBuf,
         pid_file: Option<PathBuf>,
+        console: Option<PathBuf>,
+        terminal: bool,
         keep: bool,
         detach: bool,
     },
@@ -44,14 +54,55 @@ pub(super) enum Command {
         id: String,
         force: bool,
     },
-    Features,
-    List {
+    Exec(Box<ExecArgs>),
+    Pause {
+        id: String,
+    },
+    Resume {
+        id: String,
+    },
+    Ps {
+        id: String,
         json: bool,
+    },
+    Events {
+        id: String,
+        once: bool,
+        /// Seconds between two.
+        interval: u64,
+    },
+    Update {
+        id: String,
+        source: Update,
+    },
+    Features,
+    Version,
+    List {
+        how: Listed,
     },
 }
 
+/// How containers are listed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Listed {
+    #[default]
+    Table,
+    Json,
+    /// Ids alone.
+    Quiet,
+}
+
+/// Where the new resources stand.
+#[derive(Debug, PartialEq)]
+pub(super) enum Update {
+    /// A file; `-` is standard input.
+    File(PathBuf),
+    /// The options.
+    Words(Box<LinuxResources>),
+}
+
 /// A whole command line.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 pub(super) struct Parsed {
     pub(super) global: Global,
     pub(super) command: Command,
@@ -71,25 +122,31 @@ pub(super) enum Usage {
 const HELP: &str = "\
 usage: berth oci [--root DIR] [--log FILE] [--log-format text|json] COMMAND
 
-  create [--bundle DIR] [--pid-file FILE] ID   make a container, do not start its program
+  create [--bundle DIR] [--pid-file FILE] [--console-socket SOCKET] ID
+                                               make a container, do not start its program
   start ID                                     prove it and start its program
-  run [--bundle DIR] [--pid-file FILE] [--detach] [--keep] ID
+  run [--bundle DIR] [--pid-file FILE] [--console-socket SOCKET] [--tty] [--detach] [--keep] ID
                                                create, start, wait, delete
+  exec [--process FILE] [--tty] [--console-socket SOCKET] [--detach] [--pid-file FILE] [--cwd DIR]
+       [--env NAME=VALUE] [--user UID[:GID]] [--additional-gids GID] [--cap CAPABILITY] [--no-new-privs]
+       [--process-label LABEL] [--apparmor PROFILE] ID PROGRAM [ARGUMENT…]
+                                               one more process inside, proven like the first
   state ID                                     its OCI state as JSON
   kill [--all] ID [SIGNAL]                     send a signal (default SIGTERM)
+  pause ID                                     freeze every process of it
+  resume ID                                    let them go on
+  update [--resources FILE | limits] ID        change its resources
+  ps [--format table|json] ID                  its processes
+  events [--stats] [--interval SECONDS] ID     what it uses, as JSON, once or again and again
   delete [--force] ID                          free it; --force kills it first
   features                                     what this runtime applies, as JSON
-  list [--format table|json]                   all containers below --root";
+  list [--format table|json] [--quiet]         all containers below --root";
 
 /// Options that other runtimes have and that would do nothing here, or not what they say.
 const REFUSED: &[(&str, &str)] = &[
     (
         "--systemd-cgroup",
         "cgroups are made through cgroupfs; configure the caller for cgroupfs",
-    ),
-    (
-        "--console-socket",
-        "terminals are not supported; set process.terminal to false",
     ),
     ("--no-pivot", "the root is always changed with pivot_root"),
     (
@@ -103,6 +160,17 @@ const REFUSED: &[(&str, &str)] = &[
     ("--no-subreaper", "no subreaper is set"),
     ("--rootless", "berth runs as root"),
     ("--criu", "checkpoints are not supported"),
+    ("--cgroup", "a joined process is in the container's own cgroup"),
+    (
+        "--ignore-paused",
+        "a paused container runs nothing: resume it first",
+    ),
+    (
+        "--kernel-memory",
+        "the kernel has no limit of its own for kernel memory any more",
+    ),
+    ("--l3-cache-schema", "Intel RDT is not supported"),
+    ("--mem-bw-schema", "Intel RDT is not supported"),
 ];
 
 struct Words<'a> {
@@ -147,6 +215,20 @@ impl Words<'_> {
     }
 }
 
+impl Words<'_> {
+    /// A value behind an option that took none is an error.
+    fn no_value_left(&mut self, name: &str) -> Result<(), Bad> {
+        match self.value.take() {
+            Some(_) => Err(Bad(
+                format!("{name}: a value for an option that takes none"),
+                None,
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+#[derive(Debug)]
 struct Bad(String, Option<String>);
 
 fn unknown(option: &str, command: &str) -> Bad {
@@ -216,6 +298,7 @@ fn globals(global: &mut Global, words: &mut Words<'_>) -> Result<Option<String>,
                 // Errors are always logged; there is nothing more to say.
                 "--debug" => {}
                 "-h" | "--help" => return Ok(None),
+                "-v" | "--version" => return Ok(Some("version".to_owned())),
                 _ => return Err(unknown(&option, "")),
             },
         }
@@ -229,21 +312,31 @@ fn globals(global: &mut Global, words: &mut Words<'_>) -> Result<Option<String>,
 struct Options {
     bundle: Option<PathBuf>,
     pid_file: Option<PathBuf>,
+    console: Option<PathBuf>,
+    terminal: bool,
     keep: bool,
     detach: bool,
     all: bool,
     force: bool,
-    json: bool,
+    once: bool,
+    interval: Option<u64>,
+    listed: Listed,
     values: Vec<OsString>,
 }
 
 fn command(name: &str, words: &mut Words<'_>) -> Result<Command, Bad> {
-    const COMMANDS: [&str; 8] = [
-        "create", "start", "run", "state", "kill", "delete", "features", "list",
+    const COMMANDS: [&str; 15] = [
+        "create", "start", "run", "exec", "state", "kill", "pause", "resume", "update", "ps", "events",
+        "delete", "features", "list", "version",
     ];
-    if !COMMANDS.contains(&name) {
-        let hint = "`berth oci --help` lists the commands".to_owned();
-        return Err(Bad(format!("unknown command `{name}`"), Some(hint)));
+    match name {
+        "exec" => return exec::parse(words).map(|args| Command::Exec(Box::new(args))),
+        "update" => return update::parse(words),
+        _ if !COMMANDS.contains(&name) => {
+            let hint = "`berth oci --help` lists the commands".to_owned();
+            return Err(Bad(format!("unknown command `{name}`"), Some(hint)));
+        }
+        _ => {}
     }
     let mut o = Options::default();
     while let Some(word) = words.next() {
@@ -252,34 +345,44 @@ fn command(name: &str, words: &mut Words<'_>) -> Result<Command, Bad> {
             Word::Option(option) => match (name, option.as_str()) {
                 ("create" | "run", "-b" | "--bundle") => o.bundle = Some(words.value(&option)?.into()),
                 ("create" | "run", "--pid-file") => o.pid_file = Some(words.value(&option)?.into()),
+                ("create" | "run", "--console-socket") => o.console = Some(words.value(&option)?.into()),
+                ("run", "-t" | "--tty") => o.terminal = true,
                 ("run", "-d" | "--detach") => o.detach = true,
                 ("run", "--keep") => o.keep = true,
                 ("kill", "-a" | "--all") => o.all = true,
                 ("delete", "-f" | "--force") => o.force = true,
-                ("list", "-f" | "--format") => {
-                    o.json = match words.value(&option)?.to_str() {
-                        Some("json") => true,
-                        Some("table") => false,
+                ("events", "--stats") => o.once = true,
+                ("events", "--interval") => o.interval = Some(seconds(&words.value(&option)?)?),
+                ("list", "-q" | "--quiet") => o.listed = Listed::Quiet,
+                ("list" | "ps", "-f" | "--format") => {
+                    o.listed = match words.value(&option)?.to_str() {
+                        Some("json") => Listed::Json,
+                        Some("table") => Listed::Table,
                         _ => return Err(Bad("--format is table or json".into(), None)),
                     };
                 }
                 _ => return Err(unknown(&option, &format!(" of {name}"))),
             },
         }
-        if words.value.take().is_some() {
-            return Err(Bad(
-                format!("{name}: a value for an option that takes none"),
-                None,
-            ));
-        }
+        words.no_value_left(name)?;
     }
     finish(name, o)
+}
+
+/// `5`, `5s`: whole seconds, 1 to 86400.
+fn seconds(text: &OsStr) -> Result<u64, Bad> {
+    let text = text.to_string_lossy();
+    let number = text.strip_suffix('s').unwrap_or(&text).parse::<u64>().ok();
+    number.filter(|n| (1..=86_400).contains(n)).ok_or_else(|| {
+        let hint = "whole seconds, 1 to 86400".to_owned();
+        Bad(format!("--interval `{text}` is no interval"), Some(hint))
+    })
 }
 
 fn finish(name: &str, o: Options) -> Result<Command, Bad> {
     let text = |value: &OsStr| value.to_string_lossy().into_owned();
     let wanted = match name {
-        "features" | "list" => 0..=0,
+        "features" | "list" | "version" => 0..=0,
         "kill" => 1..=2,
         _ => 1..=1,
     };
@@ -296,12 +399,15 @@ fn finish(name: &str, o: Options) -> Result<Command, Bad> {
             id,
             bundle,
             pid_file: o.pid_file,
+            console: o.console,
         },
         "start" => Command::Start { id },
         "run" => Command::Run {
             id,
             bundle,
             pid_file: o.pid_file,
+            console: o.console,
+            terminal: o.terminal,
             keep: o.keep,
             detach: o.detach,
         },
@@ -316,9 +422,21 @@ fn finish(name: &str, o: Options) -> Result<Command, Bad> {
                 all: o.all,
             }
         }
+        "pause" => Command::Pause { id },
+        "resume" => Command::Resume { id },
+        "ps" => Command::Ps {
+            id,
+            json: o.listed == Listed::Json,
+        },
+        "events" => Command::Events {
+            id,
+            once: o.once,
+            interval: o.interval.unwrap_or(5),
+        },
         "delete" => Command::Delete { id, force: o.force },
         "features" => Command::Features,
-        _ => Command::List { json: o.json },
+        "version" => Command::Version,
+        _ => Command::List { how: o.listed },
     })
 }
 
@@ -349,97 +467,4 @@ fn signal(word: &str) -> Option<i32> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn of(line: &str) -> Result<Parsed, String> {
-        let args: Vec<OsString> = line.split_whitespace().map(Into::into).collect();
-        parse(&args).map_err(|usage| match usage {
-            Usage::Help(_) => "help".to_owned(),
-            Usage::Wrong { message, .. } => message,
-        })
-    }
-
-    #[test]
-    fn command_lines() {
-        let parsed = of("--root /r --log=/l --log-format json run -b /b --pid-file=/p x").unwrap();
-        assert_eq!(
-            parsed.global,
-            Global {
-                root: "/r".into(),
-                log: Some("/l".into()),
-                log_json: true
-            }
-        );
-        let (bundle, pid_file) = ("/b".into(), Some("/p".into()));
-        assert_eq!(
-            parsed.command,
-            Command::Run {
-                id: "x".into(),
-                bundle,
-                pid_file,
-                keep: false,
-                detach: false
-            }
-        );
-        let kill = of("kill --all x KILL").unwrap().command;
-        assert_eq!(
-            kill,
-            Command::Kill {
-                id: "x".into(),
-                signal: 9,
-                all: true
-            }
-        );
-        assert_eq!(
-            of("delete --force x").unwrap().command,
-            Command::Delete {
-                id: "x".into(),
-                force: true
-            }
-        );
-        assert_eq!(of("list -f json").unwrap().command, Command::List { json: true });
-        assert_eq!(
-            of("create x").unwrap().global.root,
-            PathBuf::from(crate::oci::ROOT)
-        );
-    }
-
-    #[test]
-    fn refusals_name_the_option() {
-        for (line, wanted) in [
-            ("--systemd-cgroup create x", "--systemd-cgroup is refused"),
-            ("create --console-socket=/s x", "--console-socket is refused"),
-            ("run --no-pivot x", "--no-pivot is refused"),
-            ("create --nonsense x", "unknown option --nonsense of create"),
-            ("checkpoint x", "unknown command `checkpoint`"),
-            ("start", "start: 0 arguments, wanted 1..=1"),
-            (
-                "delete --force=yes x",
-                "delete: a value for an option that takes none",
-            ),
-            ("create -b", "-b needs a value"),
-            ("", "no command"),
-            ("kill x NOPE", "`NOPE` is no signal"),
-        ] {
-            assert_eq!(of(line).unwrap_err(), wanted, "{line}");
-        }
-    }
-
-    #[test]
-    fn signals() {
-        for (word, number) in [
-            ("9", 9),
-            ("term", 15),
-            ("SIGKILL", 9),
-            ("RTMIN+1", 35),
-            ("SIGRTMAX", 64),
-            ("0", 0),
-        ] {
-            assert_eq!(signal(word), Some(number), "{word}");
-        }
-        for word in ["65", "-1", "", "SIG", "RTMIN+40"] {
-            assert_eq!(signal(word), None, "{word}");
-        }
-    }
-}
+mod tests;

@@ -1,17 +1,18 @@
-//! `run` waits for its container and passes signals on.
+//! `run` and `exec` wait for their process, pass signals on and relay its terminal.
 //!
-//! Invariant: signals are blocked, and so kept, from before the clone: none is lost, and the end of the container is
+//! Invariant: signals are blocked, and so kept, from before the clone: none is lost, and the end of the process is
 //! read from its pidfd, not from SIGCHLD.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::wait::WaitStatus;
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 
-use crate::container::Container;
+use super::terminal::Session;
+use crate::sys::process as sys;
 
 /// Signals kept for the container.
 pub(super) struct Waiting(SignalFd);
@@ -39,29 +40,68 @@ impl Waiting {
         )?))
     }
 
-    /// Until the container ends: its exit status, or 128 + the signal that killed it.
-    pub(super) fn wait(self, container: &Container) -> Result<i32, Errno> {
-        let pidfd = container.pidfd().ok_or(Errno::ECHILD)?;
+    /// Until the process ends: its exit status, or 128 + the signal that killed it.
+    pub(super) fn wait(self, pidfd: BorrowedFd<'_>, mut session: Option<Session>) -> Result<i32, Errno> {
+        let (stdin, stdout) = (std::io::stdin(), std::io::stdout());
         loop {
-            let mut fds = [
+            let mut fds = vec![
                 PollFd::new(pidfd, PollFlags::POLLIN),
                 PollFd::new(self.0.as_fd(), PollFlags::POLLIN),
             ];
+            if let Some(session) = &session {
+                fds.push(PollFd::new(session.relay.master(), PollFlags::POLLIN));
+                if session.relay.reads() {
+                    fds.push(PollFd::new(stdin.as_fd(), PollFlags::POLLIN));
+                }
+            }
             match poll(&mut fds, PollTimeout::NONE) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno),
             }
+            let ready: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap_or(false)).collect();
             while let Some(info) = self.0.read_signal()? {
-                // It may have ended meanwhile: the next look at the pidfd says so.
-                let _ = container.signal(info.ssi_signo as i32);
+                match &session {
+                    Some(session) if info.ssi_signo == libc::SIGWINCH as u32 => {
+                        session.relay.resize(stdin.as_fd());
+                    }
+                    // It may have ended meanwhile: the next look at the pidfd says so.
+                    _ => drop(sys::pidfd_signal(pidfd, info.ssi_signo as i32)),
+                }
             }
-            if fds[0].revents().is_some_and(|r| r.contains(PollFlags::POLLIN)) {
-                return Ok(match container.wait()? {
-                    WaitStatus::Exited(_, code) => code,
-                    WaitStatus::Signaled(_, signal, _) => 128 + signal as i32,
-                    _ => 1,
-                });
+            if let Some(open) = &mut session {
+                if ready.get(3).copied().unwrap_or(false) {
+                    open.relay.input(stdin.as_fd())?;
+                }
+                if ready[2] && !open.relay.output(stdout.as_fd())? {
+                    session = None; // nobody holds the other end any more
+                }
             }
+            if ready[0] {
+                if let Some(mut open) = session {
+                    drain(&mut open, stdout.as_fd())?;
+                }
+                return loop {
+                    match waitid(Id::PIDFd(pidfd), WaitPidFlag::WEXITED) {
+                        Err(Errno::EINTR) => {}
+                        Ok(WaitStatus::Exited(_, code)) => break Ok(code),
+                        Ok(WaitStatus::Signaled(_, signal, _)) => break Ok(128 + signal as i32),
+                        Ok(_) => break Ok(1),
+                        Err(errno) => break Err(errno),
+                    }
+                };
+            }
+        }
+    }
+}
+
+/// What the terminal still holds after the end.
+fn drain(session: &mut Session, to: BorrowedFd<'_>) -> Result<(), Errno> {
+    loop {
+        let mut fds = [PollFd::new(session.relay.master(), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::ZERO)? {
+            0 => return Ok(()),
+            _ if !session.relay.output(to)? => return Ok(()),
+            _ => {}
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use oci_spec::runtime::{Linux, LinuxNamespaceType, Spec};
+use oci_spec::runtime::{Linux, LinuxNamespaceType, LinuxSeccomp, LinuxSeccompAction, Spec};
 
 use super::PlanError;
 
@@ -59,19 +59,6 @@ pub(super) fn unsupported(spec: &Spec) -> Result<(), PlanError> {
         ));
     }
     if let Some(process) = spec.process() {
-        if process.terminal().unwrap_or(false) {
-            return Err(PlanError::refused_hint(
-                "process.terminal",
-                "terminals are not supported",
-                "set process.terminal to false",
-            ));
-        }
-        if process
-            .console_size()
-            .is_some_and(|b| b.height() != 0 || b.width() != 0)
-        {
-            return refuse("process.consoleSize");
-        }
         if process.command_line().is_some() {
             return refuse("process.commandLine");
         }
@@ -90,20 +77,7 @@ pub(super) fn unsupported(spec: &Spec) -> Result<(), PlanError> {
         return refuse("linux.timeOffsets");
     }
     if let Some(seccomp) = linux.seccomp() {
-        if seccomp.listener_path().is_some() {
-            return refuse("linux.seccomp.listenerPath");
-        }
-        if seccomp.listener_metadata().is_some() {
-            return refuse("linux.seccomp.listenerMetadata");
-        }
-        let notify = oci_spec::runtime::LinuxSeccompAction::ScmpActNotify;
-        let by_rule = seccomp.syscalls().iter().flatten().any(|s| s.action() == notify);
-        if seccomp.default_action() == notify || by_rule {
-            return Err(PlanError::refused(
-                "linux.seccomp",
-                "SCMP_ACT_NOTIFY is not supported",
-            ));
-        }
+        notify(spec, seccomp)?;
     }
     if linux
         .personality()
@@ -113,6 +87,33 @@ pub(super) fn unsupported(spec: &Spec) -> Result<(), PlanError> {
         return refuse("linux.personality.flags");
     }
     namespaces(linux)
+}
+
+/// What is needed between the filter and exec cannot wait for who answers notifications.
+fn notify(spec: &Spec, seccomp: &LinuxSeccomp) -> Result<(), PlanError> {
+    let notify = LinuxSeccompAction::ScmpActNotify;
+    let field = "linux.seccomp";
+    if seccomp.default_action() == notify {
+        return Err(PlanError::refused(
+            field,
+            "SCMP_ACT_NOTIFY cannot be the default action",
+        ));
+    }
+    let rules = seccomp.syscalls().iter().flatten();
+    let mut notified = rules.filter(|s| s.action() == notify).flat_map(|s| s.names());
+    if let Some(name) = notified.find(|n| matches!(n.as_str(), "read" | "write" | "execve" | "exit_group")) {
+        let why = format!("SCMP_ACT_NOTIFY for {name}: the runtime itself needs it before the program runs");
+        return Err(PlanError::refused(field, why));
+    }
+    let inside = spec.hooks().as_ref().and_then(|h| h.start_container().as_ref());
+    if inside.is_some_and(|h| !h.is_empty()) && seccomp.listener_path().is_some() {
+        return Err(PlanError::refused_hint(
+            "linux.seccomp.listenerPath",
+            "startContainer hooks run before the filter, when nobody is left to pass its listener on",
+            "use createContainer hooks",
+        ));
+    }
+    Ok(())
 }
 
 fn namespaces(linux: &Linux) -> Result<(), PlanError> {

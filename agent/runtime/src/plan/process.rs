@@ -5,8 +5,11 @@ use std::path::Path;
 
 use oci_spec::runtime::{self as oci, IOPriorityClass};
 
+use berth_rt::cpu::CpuSet;
+
 use super::PlanError;
 use super::recipe::absolute;
+use crate::console::Size;
 use crate::proof::CapabilitySets;
 use crate::recipe::{Label, Limit, Process};
 
@@ -38,7 +41,7 @@ fn capability_bit(capability: oci::Capability) -> u64 {
         .map_or(0, |c| c.bitmask())
 }
 
-pub(super) fn words(process: &oci::Process, own_users: bool) -> Result<Process, PlanError> {
+pub(crate) fn words(process: &oci::Process, own_users: bool) -> Result<Process, PlanError> {
     let args = process
         .args()
         .as_ref()
@@ -110,6 +113,14 @@ pub(super) fn words(process: &oci::Process, own_users: bool) -> Result<Process, 
         label: label(process)?,
         landlock: None,
         core_cookie: false,
+        personality: None,
+        exec_cpus: process
+            .exec_cpu_affinity()
+            .as_ref()
+            .map(exec_affinity)
+            .transpose()?
+            .unwrap_or_default(),
+        terminal: terminal(process)?,
     })
 }
 
@@ -184,6 +195,56 @@ fn limit_number(kind: oci::PosixRlimitType) -> u32 {
     }
 }
 
+/// Its size, where it has a terminal. The specification has consoleSize passed over without one.
+fn terminal(process: &oci::Process) -> Result<Option<Size>, PlanError> {
+    if !process.terminal().unwrap_or(false) {
+        return Ok(None);
+    }
+    let Some(wanted) = process.console_size() else {
+        return Ok(Some(Size::default()));
+    };
+    let number = |field: &str, value: u64| {
+        u16::try_from(value).map_err(|_| {
+            PlanError::refused(
+                format!("process.consoleSize.{field}"),
+                format!("{value} is more than 65535"),
+            )
+        })
+    };
+    Ok(Some(Size {
+        rows: number("height", wanted.height())?,
+        columns: number("width", wanted.width())?,
+    }))
+}
+
+/// `execCPUAffinity`: while it joins, and of its program.
+fn exec_affinity(affinity: &oci::ExecCPUAffinity) -> Result<(Option<CpuSet>, Option<CpuSet>), PlanError> {
+    let list = |field: &str, text: &Option<String>| match text.as_deref() {
+        None | Some("") => Ok(None),
+        Some(text) => text.parse().map(Some).map_err(|e| {
+            PlanError::refused(
+                format!("process.execCPUAffinity.{field}"),
+                format!("`{text}`: {e}"),
+            )
+        }),
+    };
+    Ok((
+        list("initial", affinity.initial())?,
+        list("final", affinity.cpu_affinity_final())?,
+    ))
+}
+
+/// A context or profile by its name alone, for whichever of the two the node has.
+pub(crate) fn label_of(text: &str) -> Result<Option<Label>, PlanError> {
+    let mut process = oci::Process::default();
+    if selinux_enabled() {
+        process.set_selinux_label(Some(text.to_owned()));
+    } else {
+        process.set_apparmor_profile(Some(text.to_owned()));
+    }
+    label(&process)
+}
+
 pub(super) fn selinux_enabled() -> bool {
     Path::new("/sys/fs/selinux/enforce").exists()
 }
@@ -217,7 +278,7 @@ fn label(process: &oci::Process) -> Result<Option<Label>, PlanError> {
 }
 
 /// ioprio class number and level.
-pub(super) fn io_priority(process: &oci::Process) -> Result<Option<(u32, u32)>, PlanError> {
+pub(crate) fn io_priority(process: &oci::Process) -> Result<Option<(u32, u32)>, PlanError> {
     let Some(io) = process.io_priority() else {
         return Ok(None);
     };

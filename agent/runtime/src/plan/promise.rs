@@ -100,13 +100,11 @@ pub(super) fn write(
                 )
             })
             .collect(),
-        lsm_label: words.label.as_ref().map(|label| match label {
-            Label::Selinux(label) => label.clone(),
-            Label::Apparmor(profile) => format!("{profile} (enforce)"),
-        }),
+        lsm_label: words.label.as_ref().map(Label::shown),
         core_cookie: words.core_cookie,
         oom_score_adj: process.oom_score_adj(),
-        personality: recipe.personality.map(|p| p as u32),
+        personality: words.personality.map(|p| p as u32),
+        terminal: words.terminal.is_some(),
         foreign_executable: true,
         ..Promise::default()
     })

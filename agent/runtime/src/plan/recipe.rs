@@ -10,7 +10,7 @@ use oci_spec::runtime::{
 use super::{Extensions, Hooks, Interface, PlanError, checks, process, users};
 use crate::hooks::Hook;
 use crate::options;
-use crate::recipe::{Mount, Node, NodeKind, Recipe, Root};
+use crate::recipe::{Mount, Node, NodeKind, Process, Recipe, Root};
 
 /// Everything the new process does.
 pub(super) fn write(
@@ -86,14 +86,11 @@ pub(super) fn write(
         hostname: name("hostname", spec.hostname())?,
         domainname: name("domainname", spec.domainname())?,
         sysctl: sysctl(linux)?,
-        process: process::words(words, own_users)?,
+        process: Process {
+            personality: personality(linux),
+            ..process::words(words, own_users)?
+        },
         mount_label,
-        personality: linux
-            .and_then(|l| l.personality().as_ref())
-            .map(|p| match p.domain() {
-                oci::LinuxPersonalityDomain::PerLinux => 0,
-                oci::LinuxPersonalityDomain::PerLinux32 => 8,
-            }),
         oom_score_adj: process::oom_score(words)?,
         die_with_parent: extensions.die_with_parent,
         plain_sources: extensions.plain_sources,
@@ -113,6 +110,14 @@ pub(super) fn write(
         filtered: linux.is_some_and(|l| l.seccomp().is_some()),
         cgroups: Vec::new(),
         cgroup_v2: false,
+    })
+}
+
+fn personality(linux: Option<&Linux>) -> Option<u64> {
+    let personality = linux.and_then(|l| l.personality().as_ref())?;
+    Some(match personality.domain() {
+        oci::LinuxPersonalityDomain::PerLinux => 0,
+        oci::LinuxPersonalityDomain::PerLinux32 => 8,
     })
 }
 

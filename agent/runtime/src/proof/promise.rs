@@ -70,6 +70,8 @@ pub struct Promise {
     pub oom_score_adj: Option<i32>,
     /// /proc/PID/personality, bits of personality(2).
     pub personality: Option<u32>,
+    /// True: the process has a controlling terminal on a devpts.
+    pub terminal: bool,
     /// True: at the exec stop the process has no open descriptor but 0, 1 and 2 (CVE-2024-21626).
     pub only_stdio: bool,
     /// Field 22 of /proc/PID/stat: the pid still means the same process.

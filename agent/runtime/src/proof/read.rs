@@ -280,6 +280,21 @@ fn identity(facts: &mut Facts, promise: &Promise, process: &Process, stage: Stag
             Err(e) => facts.unreadable("start_time", promised.to_string(), source, &e),
         }
     }
+    if promise.terminal && stage == Stage::ExecStop {
+        let source = process.source("stat");
+        match process.read("stat").map(|text| terminal(&text)) {
+            // Major numbers 136 to 143 are the slaves of devpts.
+            Ok(Some(tty)) => facts.add(
+                "terminal",
+                "on a devpts",
+                format!("{}:{}", tty >> 8 & 0xfff, tty & 0xff),
+                source,
+                (136..144).contains(&(tty >> 8 & 0xfff)),
+            ),
+            Ok(None) => facts.add("terminal", "on a devpts", "malformed", source, false),
+            Err(e) => facts.unreadable("terminal", "on a devpts", source, &e),
+        }
+    }
     if promise.foreign_executable && stage != Stage::Armed {
         let source = process.source("exe");
         let own = nix::sys::stat::stat(&proc_root.join("self/exe"));
@@ -293,6 +308,13 @@ fn identity(facts: &mut Facts, promise: &Promise, process: &Process, stage: Stag
             (_, Err(e)) => facts.unreadable("executable", "not berth", source, &e),
         }
     }
+}
+
+/// Field 7 of /proc/PID/stat: the device of the controlling terminal.
+fn terminal(stat: &str) -> Option<u32> {
+    let rest = stat.rsplit_once(')')?.1;
+    let number: i32 = rest.split_ascii_whitespace().nth(4)?.parse().ok()?;
+    Some(number as u32)
 }
 
 /// What is open when the program begins came from outside; what it opens later is its own.

@@ -269,6 +269,40 @@ pub fn syscall_number(arch: Architecture, name: &str) -> Option<u32> {
     rules::lookup(name).and_then(|row| u32::try_from(row.1[arch as usize]).ok())
 }
 
+/// A filter's program as the bytes of `struct sock_filter`.
+pub(crate) fn to_bytes(filter: &Filter) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(filter.program.len() * 8);
+    for i in &filter.program {
+        bytes.extend(i.code.to_ne_bytes());
+        bytes.extend([i.jt, i.jf]);
+        bytes.extend(i.k.to_ne_bytes());
+    }
+    bytes
+}
+
+/// Tells one program from another.
+pub(crate) fn hash(filter: &Filter) -> u64 {
+    use std::hash::Hasher;
+    let mut hasher = std::hash::DefaultHasher::new();
+    hasher.write(&to_bytes(filter));
+    hasher.finish()
+}
+
+/// A filter from those bytes.
+pub(crate) fn from_bytes(flags: u32, program: &[u8]) -> Filter {
+    let insn = |b: &[u8]| Insn {
+        code: u16::from_ne_bytes([b[0], b[1]]),
+        jt: b[2],
+        jf: b[3],
+        k: u32::from_ne_bytes([b[4], b[5], b[6], b[7]]),
+    };
+    Filter {
+        program: program.chunks_exact(8).map(insn).collect(),
+        flags,
+        listener: None,
+    }
+}
+
 pub(crate) fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     bytes

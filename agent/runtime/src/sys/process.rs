@@ -63,6 +63,25 @@ pub(crate) fn clone3(wanted: CloneArgs) -> Result<Cloned, Errno> {
     }
 }
 
+/// A child of this process's own parent, as after fork(2): `None` in it. clone(2) rather than clone3(2), which the
+/// filters of many containers do not know.
+pub(crate) fn clone_sibling() -> Result<Option<Pid>, Errno> {
+    // SAFETY: no CLONE_VM: both sides return from here on their own copy of the stack; no pointers.
+    let result = unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_PARENT as libc::c_ulong, 0, 0, 0, 0) };
+    match Errno::result(result)? {
+        0 => Ok(None),
+        pid => Ok(Some(Pid::from_raw(pid as i32))),
+    }
+}
+
+/// pidfd_getfd(2): a copy of another process's descriptor.
+pub(crate) fn pidfd_getfd(pidfd: BorrowedFd<'_>, number: RawFd) -> Result<OwnedFd, Errno> {
+    // SAFETY: no pointers.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), number, 0) })?;
+    // SAFETY: the kernel has just returned this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
 /// End this process without running anything of the caller's.
 pub(crate) fn exit_now(status: i32) -> ! {
     // SAFETY: _exit runs no destructors and no handlers.

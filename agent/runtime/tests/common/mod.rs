@@ -20,9 +20,9 @@ pub(crate) struct Bundle {
 }
 
 /// busybox applets that are linked into every root file system.
-const APPLETS: [&str; 20] = [
+const APPLETS: [&str; 24] = [
     "true", "false", "sh", "sleep", "cat", "grep", "id", "ls", "mount", "env", "pwd", "hostname", "mkdir",
-    "mknod", "touch", "readlink", "ip", "kill", "stat", "echo",
+    "mknod", "touch", "readlink", "ip", "kill", "stat", "echo", "tty", "stty", "ps", "date",
 ];
 
 /// The OCI command line as a program; cargo builds it for every test.
