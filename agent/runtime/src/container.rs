@@ -91,7 +91,6 @@ impl Container {
         channel: Channel,
         timing: Timing,
         words: Words,
-        console: Option<OwnedFd>,
     ) -> Self {
         Self {
             record,
@@ -102,7 +101,7 @@ impl Container {
             timing,
             released_at: None,
             words: Some(words),
-            console,
+            console: None,
         }
     }
 

@@ -277,7 +277,7 @@ impl Plan {
         } else {
             Channel::Socket(socket)
         };
-        Ok(Container::made(
+        let mut container = Container::made(
             record,
             pidfd,
             cgroup,
@@ -289,8 +289,9 @@ impl Plan {
                 filter,
                 inside,
             },
-            console,
-        ))
+        );
+        container.console = console;
+        Ok(container)
     }
 
     fn make_cgroup(&self, made: &mut Made) -> Result<(), CreateCause> {
