@@ -107,6 +107,8 @@ pub(crate) enum Op {
         /// Its name.
         name: String,
     },
+    /// The agent's own sandbox. [`crate::daemon::sandbox::Sandbox`].
+    Sandbox,
     /// What the node has and who holds it. [`NodeView`].
     Node,
 }

@@ -19,6 +19,7 @@ mod profiles;
 mod refusals;
 mod roles;
 mod sabotage;
+mod sandbox;
 
 use std::process::ExitCode;
 
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
             crash::tests,
             audit::tests,
             roles::tests,
+            sandbox::tests,
             cycles::tests,
             docs::tests,
             profiles::tests,

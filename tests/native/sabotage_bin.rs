@@ -20,6 +20,7 @@ fn number(name: &str) -> Option<libc::c_long> {
         "capset" => libc::SYS_capset,
         "clone3" => libc::SYS_clone3,
         "close_range" => libc::SYS_close_range,
+        "landlock_restrict_self" => libc::SYS_landlock_restrict_self,
         "mount" => libc::SYS_mount,
         "mount_setattr" => libc::SYS_mount_setattr,
         "move_mount" => libc::SYS_move_mount,

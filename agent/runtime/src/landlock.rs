@@ -233,6 +233,30 @@ pub(crate) fn enter(landlock: &Landlock) -> Result<Found, Failure> {
     Ok(attempt(landlock, &attributes))
 }
 
+/// Enters a domain for the calling thread, outside any container: no_new_privs is set, and the paths are the
+/// caller's. With [`Landlock::skip`] what the kernel's version lacks is left out; a kernel without Landlock is
+/// refused all the same. The version that is in force.
+///
+/// # Errors
+/// What the kernel refused or lacks.
+pub fn restrict(landlock: &Landlock) -> Result<i64, Failure> {
+    let abi = version();
+    if let Some(missing) = missing(landlock, abi)
+        && (abi == 0 || !landlock.skip)
+    {
+        return Err(Failure::refused("landlock", "", &missing));
+    }
+    let attributes = landlock.attributes().of_version(abi);
+    let ruleset = create(&attributes)?;
+    for rule in &landlock.paths {
+        add_path(&ruleset, rule, attributes.files)?;
+    }
+    // SAFETY: a descriptor and a number.
+    let answer = unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0u32) };
+    Errno::result(answer).step("landlock_restrict_self", "")?;
+    Ok(abi)
+}
+
 fn create(attributes: &Attributes) -> Result<OwnedFd, Failure> {
     // SAFETY: the kernel reads the structure; all of it is plain data.
     let answer = unsafe {

@@ -6,6 +6,7 @@
 
 mod facts;
 mod mounts;
+mod others;
 mod procfs;
 mod promise;
 mod read;

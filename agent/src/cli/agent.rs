@@ -12,7 +12,7 @@ use tracing_subscriber::prelude::*;
 
 use crate::daemon;
 use crate::daemon::roles::GroupNames;
-use crate::daemon::settings::{Folders, LauncherBy, Settings};
+use crate::daemon::settings::{Folders, LauncherBy, OnMissing, Settings};
 use crate::daemon::watchdog::Wanted;
 
 use super::{DONE, Outcome};
@@ -43,6 +43,9 @@ pub(super) struct AgentArgs {
     /// Seconds before that at which the kernel's pre-timeout governor acts, where the driver has it
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=3599), requires = "watchdog")]
     watchdog_pretimeout: Option<u32>,
+    /// Where the kernel lacks a mechanism of the agent's own sandbox
+    #[arg(long, value_enum, default_value = "refuse")]
+    on_missing: Missing,
     /// Group whose members may look: a name or a number
     #[arg(long, value_name = "GROUP", default_value = "berth-read")]
     read_group: String,
@@ -75,6 +78,14 @@ enum Launcher {
     Own,
     /// Others (systemd); the agent waits for its socket
     External,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Missing {
+    /// The agent does not start
+    Refuse,
+    /// It starts and says so in its log and in `berth prove agent`
+    Report,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -127,6 +138,10 @@ pub(super) fn main(folders: Folders, args: AgentArgs) -> Outcome {
             timeout: args.watchdog_timeout,
             pretimeout: args.watchdog_pretimeout,
         }),
+        on_missing: match args.on_missing {
+            Missing::Refuse => OnMissing::Refuse,
+            Missing::Report => OnMissing::Report,
+        },
         groups: GroupNames {
             read: args.read_group,
             operate: args.operate_group,

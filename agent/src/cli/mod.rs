@@ -20,6 +20,7 @@ mod node;
 mod orders;
 mod profile;
 mod prove;
+mod prove_self;
 mod ps;
 mod record;
 mod run;

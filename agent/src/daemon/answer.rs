@@ -13,6 +13,7 @@ use crate::core::{Ask, AskError, Event};
 
 use super::audit::Asked;
 use super::roles::{self, Role};
+use super::sandbox::{self, Sandbox};
 use super::wait::{no_run, say};
 use super::{Agent, server};
 
@@ -74,6 +75,24 @@ impl Agent {
             Op::Hello => self.ok(&reply, &self.hello()),
             Op::Ps => self.ok(&reply, &self.containers()),
             Op::Node => self.ok(&reply, &self.node_view()),
+            Op::Sandbox => match &self.sandbox {
+                Some(sandbox) => {
+                    let now = Sandbox {
+                        launcher: self.launcher_pid,
+                        probe: sandbox::probe(),
+                        housekeeping: self.state.node.pool.housekeeping.to_string(),
+                        ..sandbox.clone()
+                    };
+                    self.ok(&reply, &now);
+                }
+                None => self.fail(
+                    &reply,
+                    Fault {
+                        message: "this agent has no sandbox".to_owned(),
+                        hint: None,
+                    },
+                ),
+            },
             Op::Documents => {
                 let documents = Documents {
                     set: self.desired.effective(),
@@ -273,5 +292,6 @@ fn name(op: &Op) -> &'static str {
         Op::Run { .. } => "run",
         Op::Wait { .. } => "wait",
         Op::Node => "node",
+        Op::Sandbox => "sandbox",
     }
 }

@@ -245,6 +245,15 @@ impl Agent {
         if let Err(error) = write_profiles(&self.settings.folders.config.join("profiles"), &effective) {
             self.note(NoticeKind::DocumentsRefused, "profiles", error.to_string());
         }
+        if self.sandbox.is_some()
+            && let Err(error) = super::harden::keep_to(&node.pool.housekeeping)
+        {
+            let text = format!(
+                "the agent stays on other CPUs than {}: {error}",
+                node.pool.housekeeping
+            );
+            self.note(NoticeKind::Refused, "agent", text);
+        }
         // Rules first: a new rule without the devices that are there already would only be half the truth.
         for notice in self.devices.set_rules(&effective) {
             self.notice(notice);

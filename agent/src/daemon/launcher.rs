@@ -2,13 +2,12 @@
 //!
 //! Invariants: the launcher is found by its socket and watched by a pidfd (the socket's peer), whoever started
 //! it; one that the agent starts is a process of its own session and outlives the agent; starting it again after
-//! its death is the agent's job only with [`LauncherBy::Agent`].
+//! its death is the agent's job only with [`super::settings::LauncherBy::Agent`], by way of the starter.
 
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use berth_launcher::client::{ClientError, connect_launcher};
@@ -22,7 +21,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::fd::Readable;
 use super::metrics::register;
-use super::settings::{LauncherBy, Settings};
+use super::settings::Settings;
+use super::starter::Starter;
 use super::{Input, LauncherNews};
 
 /// Between two looks for the socket of a launcher that comes up.
@@ -54,7 +54,7 @@ impl Metrics {
 }
 
 /// Watches the launcher for ever: tells when it is there and when it is gone, and starts it where that is ours.
-pub(crate) async fn keep(settings: Settings, queue: UnboundedSender<Input>) {
+pub(crate) async fn keep(settings: Settings, mut starter: Option<Starter>, queue: UnboundedSender<Input>) {
     let tell = |news| {
         // The agent may be ending.
         let _ = queue.send(Input::Launcher(news));
@@ -73,8 +73,8 @@ pub(crate) async fn keep(settings: Settings, queue: UnboundedSender<Input>) {
             Err(error) if is_absent(&error) => {}
             Err(error) => tell(LauncherNews::Trouble(error.to_string())),
         }
-        if settings.launcher == LauncherBy::Agent {
-            match start(&settings) {
+        if let Some(starter) = &mut starter {
+            match starter.start() {
                 Ok(pid) => tell(LauncherNews::Started(pid)),
                 Err(error) => tell(LauncherNews::Trouble(format!(
                     "cannot start the launcher: {error}"
@@ -111,43 +111,6 @@ fn watch(run: &Path) -> io::Result<(i32, Readable)> {
     let (pid, _) = socket::peer(stream.as_fd())?;
     let pidfd = socket::pidfd_open(pid)?;
     Ok((pid, Readable::new(pidfd.as_fd())?))
-}
-
-/// Starts `berth launcher`; it takes a session of its own by itself.
-fn start(settings: &Settings) -> io::Result<u32> {
-    let folders = &settings.folders;
-    let mut command = Command::new(std::env::current_exe()?);
-    command.arg("launcher").arg("--own-session");
-    for (flag, path) in [
-        ("--run-dir", &folders.run),
-        ("--state-dir", &folders.state),
-        ("--config-dir", &folders.config),
-        ("--preloaded-dir", &folders.preloaded),
-    ] {
-        command.arg(flag).arg(path);
-    }
-    command
-        .arg("--cgroup-parent")
-        .arg(&settings.cgroup_parent)
-        .arg("--audit-to")
-        .arg(&settings.audit_to)
-        .current_dir("/")
-        .stdin(Stdio::null());
-    // It writes to the agent's standard error; its output is nobody's.
-    let mut child = command.stdout(Stdio::null()).spawn()?;
-    let pid = child.id();
-    std::fs::write(folders.run.join("launcher.pid"), format!("{pid}\n"))?;
-    let pidfd = socket::pidfd_open(i32::try_from(pid).map_err(io::Error::other)?)?;
-    let pidfd = Readable::new(pidfd.as_fd())?;
-    tokio::spawn(async move {
-        if pidfd.ready().await.is_ok() {
-            match child.wait() {
-                Ok(status) => tracing::warn!(pid, %status, "launcher ended"),
-                Err(error) => tracing::warn!(pid, %error, "launcher ended"),
-            }
-        }
-    });
-    Ok(pid)
 }
 
 /// Sends a launch request; the connection, and what of the line the socket did not take.

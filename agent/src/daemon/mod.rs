@@ -26,9 +26,11 @@ mod metrics;
 mod observe;
 mod perform;
 pub(crate) mod roles;
+pub(crate) mod sandbox;
 mod server;
 pub(crate) mod settings;
 mod start;
+mod starter;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -60,7 +62,9 @@ use link::Said;
 use metrics::Metrics;
 use perform::Link;
 use roles::Role;
-use settings::Settings;
+use sandbox::Sandbox;
+use settings::{LauncherBy, Settings};
+use starter::Starter;
 use wait::Waiter;
 use watchdog::Watchdog;
 
@@ -124,6 +128,8 @@ pub(crate) struct Agent {
     launches: VecDeque<(Box<LaunchRequest>, String)>,
     events: Events,
     audit: Audit,
+    sandbox: Option<Sandbox>,
+    launcher_pid: Option<i32>,
     /// Why the request in work was refused.
     refused: Option<Fault>,
     metrics: Metrics,
@@ -147,24 +153,29 @@ pub(crate) struct Agent {
 /// # Errors
 /// What keeps it from starting.
 pub(crate) fn main(settings: Settings) -> anyhow::Result<()> {
+    // Before anything that a fork would take along.
+    let starter = match settings.launcher {
+        LauncherBy::Agent => Some(Starter::fork(&settings)?),
+        LauncherBy::Others => None,
+    };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
         .build()?;
-    let outcome = runtime.block_on(run(settings));
+    let outcome = runtime.block_on(run(settings, starter));
     // Tasks hold sockets only: nothing is lost with them.
     runtime.shutdown_background();
     outcome
 }
 
-async fn run(settings: Settings) -> anyhow::Result<()> {
+async fn run(settings: Settings, starter: Option<Starter>) -> anyhow::Result<()> {
     let (queue, mut inputs) = mpsc::unbounded_channel();
     let mut hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hardware = settings.watchdog.as_ref().map(Watchdog::open).transpose()?;
     let asks = queue.clone();
-    let mut agent = match Agent::start(settings, queue, &mut inputs).await {
+    let mut agent = match Agent::start(settings, starter, queue, &mut inputs).await {
         Ok(agent) => agent,
         Err(error) => {
             if let Some(hardware) = hardware {
@@ -348,11 +359,13 @@ impl Agent {
         match news {
             LauncherNews::There(pid) => {
                 self.launcher_there = true;
+                self.launcher_pid = Some(pid);
                 self.note(NoticeKind::Launcher, "launcher", format!("answers, pid {pid}"));
                 self.feed(Event::LauncherBack);
             }
             LauncherNews::Gone(pid) => {
                 self.launcher_there = false;
+                self.launcher_pid = None;
                 self.metrics.launcher.deaths.inc();
                 self.note(
                     NoticeKind::Launcher,

@@ -121,7 +121,8 @@ pub(crate) fn needed(op: &Op) -> Role {
         | Op::Prove { .. }
         | Op::Events { .. }
         | Op::Wait { .. }
-        | Op::Node => Role::Read,
+        | Op::Node
+        | Op::Sandbox => Role::Read,
         Op::Stop { .. }
         | Op::Start { .. }
         | Op::Restart { .. }

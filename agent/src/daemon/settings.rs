@@ -62,6 +62,15 @@ pub(crate) enum LauncherBy {
     Others,
 }
 
+/// What happens where the kernel lacks a mechanism of the agent's own sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OnMissing {
+    /// The agent does not start.
+    Refuse,
+    /// It starts, and says so in its log and in `berth prove agent`.
+    Report,
+}
+
 /// Everything.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
@@ -79,6 +88,8 @@ pub(crate) struct Settings {
     pub resync: Duration,
     /// The hardware watchdog that is kept alive.
     pub watchdog: Option<super::watchdog::Wanted>,
+    /// What happens where the kernel lacks a mechanism of the agent's own sandbox.
+    pub on_missing: OnMissing,
     /// Whose members may ask for what.
     pub groups: super::roles::GroupNames,
     /// Where audit records go besides the log.

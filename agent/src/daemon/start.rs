@@ -24,6 +24,7 @@ use crate::core::{Event, Node, NoticeKind, State};
 use super::audit::Audit;
 use super::link::Said;
 use super::settings::Settings;
+use super::starter::Starter;
 use super::{Agent, Devices, Events, Input, Metrics, http, launcher, server, store};
 
 /// So long monitors may take to answer, all together.
@@ -34,6 +35,7 @@ const LAUNCHER: Duration = Duration::from_secs(5);
 impl Agent {
     pub(super) async fn start(
         settings: Settings,
+        starter: Option<Starter>,
         queue: UnboundedSender<Input>,
         inputs: &mut UnboundedReceiver<Input>,
     ) -> anyhow::Result<Agent> {
@@ -66,7 +68,13 @@ impl Agent {
         let hierarchy = Hierarchy::discover(Path::new("/"))?;
         let support = Support::detect(&hierarchy)?;
         let devices = Devices::open(settings.devices, topology.nodes.len() > 1)?;
-        super::harden::drop_capabilities(settings.launcher).context("giving up capabilities")?;
+        // What it may write must be there before the rules are made. A configuration folder that cannot be written stays so.
+        make_dir(&folders.state.join("logs"), 0o750)?;
+        if let Err(error) = make_dir(&folders.config.join("profiles"), 0o755) {
+            tracing::warn!(%error, "security profiles of the node's own cannot be applied");
+        }
+        let sandbox = super::sandbox::enter(&settings)?;
+        audit.agent("its sandbox is in force", &metrics.audit);
         let node = node(&Set::default(), &topology, &support).map_err(anyhow::Error::msg)?;
         let mut agent = Agent {
             resync_at: Instant::now() + settings.resync,
@@ -91,6 +99,8 @@ impl Agent {
             launches: VecDeque::new(),
             events: Events::default(),
             audit,
+            sandbox: Some(sandbox),
+            launcher_pid: None,
             refused: None,
             metrics,
             metrics_at,
@@ -103,7 +113,11 @@ impl Agent {
             plugged: None,
             launcher_there: false,
         };
-        tokio::spawn(launcher::keep(agent.settings.clone(), agent.queue.clone()));
+        tokio::spawn(launcher::keep(
+            agent.settings.clone(),
+            starter,
+            agent.queue.clone(),
+        ));
         agent.load_state();
         let (mut later, mut stale) = (Vec::new(), Vec::new());
         let found = agent.find_monitors(inputs, &mut later, &mut stale).await;

@@ -49,6 +49,7 @@ fn agent(folder: &Path) -> (Agent, UnboundedReceiver<Input>) {
         devices: EventSource::Kernel,
         resync: Duration::from_secs(60),
         watchdog: None,
+        on_missing: super::settings::OnMissing::Refuse,
         groups: super::roles::GroupNames {
             read: "1".into(),
             operate: "2".into(),
@@ -88,6 +89,8 @@ fn agent(folder: &Path) -> (Agent, UnboundedReceiver<Input>) {
         launches: VecDeque::new(),
         events: Events::default(),
         audit,
+        sandbox: None,
+        launcher_pid: None,
         refused: None,
         metrics: Metrics::new().unwrap(),
         metrics_at: None,

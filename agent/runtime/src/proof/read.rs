@@ -17,7 +17,7 @@ use thiserror::Error;
 
 use super::facts::{Facts, limit, maps};
 use super::procfs::{Process, id_map, rlimit, start_time};
-use super::{IdMap, IsolationPromise, NamespacePromise, Promise, Proof, Stage, mounts, threads};
+use super::{IdMap, IsolationPromise, NamespacePromise, Promise, Proof, Stage, mounts, others, threads};
 
 /// Where the kernel's answers are read.
 #[derive(Debug, Clone, Copy)]
@@ -68,6 +68,9 @@ pub fn read(promise: &Promise, pid: i32, stage: Stage, place: &Where<'_>) -> Res
     };
     cgroups(&mut facts, promise, &process);
     threads::facts(&mut facts, promise, &process, stage);
+    if stage == Stage::Running {
+        others::facts(&mut facts, promise, &process, place);
+    }
     namespaces(&mut facts, promise, &process, place.proc_root);
     id_maps(&mut facts, promise, &process);
     mounts::facts(&mut facts, promise, &process, stage);
@@ -94,6 +97,7 @@ pub fn read_cheap(promise: &Promise, pid: i32, place: &Where<'_>) -> Result<Proo
     threads::facts(&mut facts, promise, &process, Stage::Running);
     identity(&mut facts, promise, &process, Stage::Running, place.proc_root);
     devices(&mut facts, promise, place);
+    others::facts(&mut facts, promise, &process, place);
     Ok(proof(pid, Stage::Running, facts))
 }
 
@@ -158,7 +162,7 @@ fn cgroups(facts: &mut Facts, promise: &Promise, process: &Process) {
 }
 
 /// The path of one controller in /proc/PID/cgroup; the empty name is version 2.
-fn cgroup_path<'a>(text: &'a str, controller: &str) -> Option<&'a str> {
+pub(super) fn cgroup_path<'a>(text: &'a str, controller: &str) -> Option<&'a str> {
     text.lines().find_map(|line| {
         let (_, rest) = line.split_once(':')?;
         let (list, path) = rest.split_once(':')?;
