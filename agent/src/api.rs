@@ -187,6 +187,10 @@ pub(crate) struct Container {
     pub isolation: Option<String>,
     /// `fifo 50`, `other`, ….
     pub scheduler: String,
+    /// Security profile.
+    pub profile: String,
+    /// The profile is one that is said aloud, such as `privileged`.
+    pub loud: bool,
     /// Restarts so far.
     pub restarts: u64,
     /// Started, nanoseconds since the epoch.

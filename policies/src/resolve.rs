@@ -23,9 +23,26 @@ static SHIPPED: [(&str, &str); 6] = [
     ("privileged", include_str!("../profiles/privileged.json")),
 ];
 
+/// The shipped profile that is loud. (A test holds that to the documents.)
+const LOUD: &str = "privileged";
+
 /// The names of the shipped profiles, strictest first.
 pub fn shipped_names() -> impl Iterator<Item = &'static str> {
     SHIPPED.iter().map(|s| s.0)
+}
+
+/// Is it said aloud wherever it is used, by itself or by what it builds on? A profile that does not resolve is not.
+pub fn is_loud(name: &str, custom: &BTreeMap<String, ProfileSpec>) -> bool {
+    let mut next = name;
+    // As many steps as there are profiles: a circle ends.
+    for _ in 0..=custom.len() {
+        match custom.get(next) {
+            Some(spec) if spec.loud => return true,
+            Some(spec) => next = spec.extends.as_deref().unwrap_or(DEFAULT),
+            None => return next == LOUD,
+        }
+    }
+    false
 }
 
 /// A shipped profile as written. (A test reads every one of them.)

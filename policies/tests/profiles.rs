@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use berth_policies::{Profile, ProfileError, ProfileSpec, Seccomp, resolve, shipped, shipped_names};
+use berth_policies::{Profile, ProfileError, ProfileSpec, Seccomp, is_loud, resolve, shipped, shipped_names};
 use oci_spec::runtime::{Capability, LinuxSeccompAction, Spec};
 use serde_json::json;
 
@@ -27,6 +27,7 @@ fn every_shipped_profile_reads_and_resolves() {
         assert_eq!(written.validate(), [], "{name}");
         let profile = plain(name);
         assert_eq!(profile.loud, name == "privileged", "{name}");
+        assert_eq!(is_loud(name, &BTreeMap::new()), profile.loud, "{name}");
         assert_eq!(profile.no_new_privileges, name != "privileged", "{name}");
         assert_eq!(profile.chain.last().map(String::as_str), Some("strict"), "{name}");
         assert!(profile.namespaces.len() == 6, "{name}");
@@ -120,6 +121,7 @@ fn changes_are_made_in_order() {
     assert_eq!(b.rlimits["RLIMIT_CORE"].hard, u64::MAX);
     let loud = custom_one(json!({"extends": "privileged", "loud": false}));
     assert!(resolve("p", &loud).expect("p").loud, "loud stays loud");
+    assert!(is_loud("p", &loud) && !is_loud("b", &custom) && !is_loud("none", &custom));
 }
 
 fn custom_one(value: serde_json::Value) -> BTreeMap<String, ProfileSpec> {

@@ -37,6 +37,11 @@ pub(super) fn print(containers: &[Container]) -> std::io::Result<()> {
                 (None, true, Some(exit)) if c.phase != "running" => exit_words(exit),
                 _ => String::new(),
             };
+            let note = match (c.loud, note.is_empty()) {
+                (false, _) => note,
+                (true, true) => format!("LOUD: {}", c.profile),
+                (true, false) => format!("LOUD: {}; {note}", c.profile),
+            };
             vec![
                 c.name.clone(),
                 c.phase.clone(),

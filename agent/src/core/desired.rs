@@ -1,6 +1,6 @@
 //! What the documents ask for, in the form the core decides with.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -15,6 +15,8 @@ pub(crate) struct Desired {
     pub workloads: BTreeMap<String, Arc<Workload>>,
     /// By name.
     pub rules: BTreeMap<String, Arc<Rule>>,
+    /// Names of the security profiles that are said aloud wherever they are used.
+    pub loud: BTreeSet<String>,
 }
 
 /// One workload.
@@ -133,9 +135,20 @@ impl Desired {
             .rules
             .iter()
             .map(|(name, document)| (name.clone(), Arc::new(Rule::of(document))));
+        let custom: BTreeMap<String, berth_policies::ProfileSpec> = set
+            .profiles
+            .iter()
+            .map(|(name, document)| (name.clone(), document.spec.clone()))
+            .collect();
+        let shipped = berth_policies::shipped_names().map(str::to_owned);
+        let loud = shipped
+            .chain(custom.keys().cloned())
+            .filter(|name| berth_policies::is_loud(name, &custom))
+            .collect();
         Desired {
             workloads: workloads.collect(),
             rules: rules.collect(),
+            loud,
         }
     }
 }

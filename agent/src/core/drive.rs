@@ -331,7 +331,11 @@ impl State {
                 owner: id.to_owned(),
             });
         }
-        let text = format!("{} on cores {}", want.workload.spec.image, request.placement.cpus);
+        let mut text = format!("{} on cores {}", want.workload.spec.image, request.placement.cpus);
+        let profile: &str = &want.workload.spec.profile;
+        if self.desired.loud.contains(profile) {
+            text.push_str(&format!(", LOUD: with security profile {profile}"));
+        }
         let name = instance.name.clone();
         out.push(Effect::Launch {
             request: Box::new(request),

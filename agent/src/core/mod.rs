@@ -94,6 +94,12 @@ pub(crate) struct State {
 }
 
 impl State {
+    /// Has it a security profile that is said aloud wherever it is used?
+    pub(crate) fn is_loud(&self, instance: &instance::Instance) -> bool {
+        let profile: &str = &instance.workload.spec.profile;
+        self.desired.loud.contains(profile)
+    }
+
     /// Knows nothing; starts nothing before [`Event::Ready`].
     pub(crate) fn new(node: Node) -> State {
         State {

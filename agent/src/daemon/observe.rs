@@ -18,6 +18,7 @@ pub(crate) struct Metrics {
     restarts: IntCounter,
     drift: IntCounter,
     drifting: IntGauge,
+    loud: IntGauge,
     dropped: IntCounter,
     adopted: IntCounter,
     monitors_lost: IntCounter,
@@ -51,6 +52,10 @@ impl Metrics {
             drifting: gauge(
                 "berth_containers_drifting",
                 "Containers with a fact that does not hold.",
+            )?,
+            loud: gauge(
+                "berth_containers_loud",
+                "Live containers with a loud security profile, such as privileged.",
             )?,
             dropped: counter("berth_log_dropped_bytes_total", "Bytes of output lost.")?,
             adopted: counter(
@@ -129,6 +134,9 @@ impl Metrics {
         }
         let drifting = state.instances.values().filter(|i| !i.drift.is_empty()).count();
         self.drifting.set(i64::try_from(drifting).unwrap_or(i64::MAX));
+        let live = state.instances.values().filter(|i| i.phase.is_live());
+        let loud = live.filter(|i| state.is_loud(i)).count();
+        self.loud.set(i64::try_from(loud).unwrap_or(i64::MAX));
         let held = state.held();
         let given: usize = held
             .iter()

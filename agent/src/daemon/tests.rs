@@ -16,7 +16,7 @@ use super::*;
 use crate::api::{Answer, Changes, Container, Outcome};
 
 const YAML: &str = "apiVersion: berth/v1\nkind: Workload\nmetadata: {name: a}\n\
-                    spec: {image: img, cpus: shared, restart: {delay: 10ms, limit: 1}}\n";
+                    spec: {image: img, cpus: shared, profile: privileged, restart: {delay: 10ms, limit: 1}}\n";
 
 fn documents(yaml: &str) -> Set {
     let report = check_sources(

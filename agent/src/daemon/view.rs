@@ -50,6 +50,8 @@ impl Agent {
                 _ => instance.isolation.clone(),
             },
             scheduler: scheduler(&instance.workload.spec),
+            profile: instance.workload.spec.profile.to_string(),
+            loud: self.state.is_loud(instance),
             restarts: past.map_or(0, |p| p.total),
             started_at: instance.started_at,
             drift: instance.drift.clone(),
