@@ -98,7 +98,7 @@ fn set_up(recipe: &Recipe, ends: &Ends<'_>) -> Result<Infallible, Failure> {
         return Err(Failure::refused("open", "/proc", "it is not a proc file system"));
     }
     for (kind, fd, path) in ends.join {
-        setns(fd, CloneFlags::from_bits_truncate(*kind as i32)).step("join namespace", path)?;
+        setns(fd, CloneFlags::from_bits_retain(*kind as i32)).step("join namespace", path)?;
     }
     if let Some(network) = ends.network {
         setns(network, CloneFlags::CLONE_NEWNET).step("join the new network namespace", "")?;

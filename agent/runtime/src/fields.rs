@@ -23,7 +23,7 @@ use Field::{Applied as A, Refused};
 const PLATFORM: &str = "it belongs to another platform than Linux containers";
 const RDT: &str = "Intel RDT is not supported";
 const MEMPOL: &str = "NUMA memory policies are not supported";
-const TIME: &str = "time namespaces are not supported";
+const TIME: &str = "clock offsets are not supported";
 const PERSONALITY: &str = "the specification defines no personality flags";
 
 /// One row for each field, sorted.

@@ -15,6 +15,7 @@
 mod child;
 pub mod console;
 mod container;
+mod copyup;
 mod create;
 mod dev;
 mod exec;

@@ -18,6 +18,8 @@ pub(crate) struct Options {
     pub(crate) clear_below: u64,
     /// `MS_SHARED`, … and whether recursively, in order.
     pub(crate) propagation: Vec<(u64, bool)>,
+    /// A tmpfs begins with what the image has at its place.
+    pub(crate) copy_up: bool,
     /// `Some(recursive)` for `idmap` and `ridmap`.
     pub(crate) idmap: Option<bool>,
     /// Parameters of the file system.
@@ -92,7 +94,17 @@ pub(crate) fn words() -> Vec<String> {
     );
     all.extend(
         [
-            "async", "bind", "defaults", "dirsync", "idmap", "loud", "rbind", "ridmap", "silent", "sync",
+            "async",
+            "bind",
+            "defaults",
+            "dirsync",
+            "idmap",
+            "loud",
+            "rbind",
+            "ridmap",
+            "silent",
+            "sync",
+            "tmpcopyup",
         ]
         .map(str::to_owned),
     );
@@ -149,13 +161,13 @@ pub(crate) fn parse(fs_type: &str, words: &[String]) -> Result<Options, OptionEr
         } else if let Some((bits, below)) = lookup(PROPAGATIONS, word) {
             o.propagation.push((bits, below));
         } else {
-            other_word(&mut o, word)?;
+            other_word(&mut o, fs_type, word)?;
         }
     }
     Ok(o)
 }
 
-fn other_word(o: &mut Options, word: &str) -> Result<(), OptionError> {
+fn other_word(o: &mut Options, fs_type: &str, word: &str) -> Result<(), OptionError> {
     let unsupported = |why| {
         Err(OptionError::Unsupported {
             option: word.to_owned(),
@@ -165,7 +177,8 @@ fn other_word(o: &mut Options, word: &str) -> Result<(), OptionError> {
     match word {
         // `silent` and `loud` ask mount(2) for fewer or more kernel messages; fsopen(2) has no such switch.
         "bind" | "rbind" | "defaults" | "async" | "silent" | "loud" => {}
-        "tmpcopyup" => return unsupported("a tmpfs begins empty"),
+        "tmpcopyup" if fs_type == "tmpfs" && o.bind.is_none() => o.copy_up = true,
+        "tmpcopyup" => return unsupported("only a tmpfs is filled from the image"),
         "remount" => return unsupported("every mount is made once"),
         "idmap" => o.idmap = Some(o.idmap.unwrap_or(false)),
         "ridmap" => o.idmap = Some(true),
@@ -244,7 +257,7 @@ mod tests {
 
     #[test]
     fn what_would_do_nothing_is_refused() {
-        for word in ["remount", "mand", "tmpcopyup", ""] {
+        for word in ["remount", "mand", ""] {
             assert!(
                 matches!(of("tmpfs", &[word]), Err(OptionError::Unsupported { .. })),
                 "{word}"

@@ -268,6 +268,7 @@ impl<'a> Rootfs<'a> {
                 (tree, directory)
             }
             None if mount.fs == "cgroup" => return self.mount_cgroups(mount),
+            None if mount.options.copy_up => (self.filled(mount)?, true),
             None => (new_fs(self.recipe, mount, &mount.options.data)?, true),
         };
         let target = self.target(dest, directory)?;
@@ -277,6 +278,21 @@ impl<'a> Rootfs<'a> {
             adjust(fd.as_fd(), &mount.options, false, dest)?;
         }
         Ok(())
+    }
+
+    /// A tmpfs with what the image has at its place, read-only only after that.
+    fn filled(&self, mount: &Mount) -> Result<OwnedFd, Failure> {
+        let dest = &mount.destination;
+        let mut open = mount.clone();
+        open.options.set &= !attr::RDONLY;
+        let tmpfs = new_fs(self.recipe, &open, &mount.options.data)?;
+        if let Some(place) = self.existing(dest)? {
+            crate::copyup::copy(place.as_fd(), tmpfs.as_fd(), dest)?;
+        }
+        if mount.options.set & attr::RDONLY != 0 {
+            sys::set_attributes(tmpfs.as_fd(), false, attr::RDONLY, 0, 0).step("mount flags", dest)?;
+        }
+        Ok(tmpfs)
     }
 
     /// A container's own cgroup directory and nothing above it, whatever the cgroup version.

@@ -401,6 +401,67 @@ fn a_user_namespace_maps_its_users() {
 }
 
 #[test]
+fn a_time_namespace_is_made_and_joined() {
+    let time = |pid: &str| {
+        fs::read_link(format!("/proc/{pid}/ns/time"))
+            .unwrap()
+            .display()
+            .to_string()
+    };
+    let mut a = Bundle::new("exec sleep 1000");
+    a.set("/linux/namespaces/-", json!({"type": "time"}));
+    assert!(a.create().0);
+    let pid = a.state()["pid"].to_string();
+    assert_ne!(time(&pid), time("self"));
+    let mut b = Bundle::new("readlink /proc/self/ns/time");
+    b.set(
+        "/linux/namespaces/-",
+        json!({"type": "time", "path": format!("/proc/{pid}/ns/time")}),
+    );
+    assert_eq!(b.output().trim(), time(&pid));
+}
+
+#[test]
+fn a_tmpfs_can_begin_with_what_the_image_has() {
+    let script = "cat /etc/inner/file; readlink /etc/link; stat -c %u:%g:%a /etc/inner /etc/inner/file; \
+                  echo new > /etc/inner/file && echo written";
+    let mut b = Bundle::new(script);
+    let etc = b.rootfs().join("etc");
+    fs::create_dir(etc.join("inner")).unwrap();
+    fs::write(etc.join("inner/file"), "of the image\n").unwrap();
+    symlink("/no/where", etc.join("link")).unwrap();
+    std::os::unix::fs::chown(etc.join("inner/file"), Some(3), Some(4)).unwrap();
+    fs::set_permissions(
+        etc.join("inner/file"),
+        std::os::unix::fs::PermissionsExt::from_mode(0o4705),
+    )
+    .unwrap();
+    let mut mount =
+        json!({"destination": "/etc", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"]});
+    b.set("/mounts/-", mount.clone());
+    for set in ["bounding", "effective", "permitted"] {
+        b.set(
+            &format!("/process/capabilities/{set}"),
+            json!(["CAP_DAC_OVERRIDE"]),
+        );
+    }
+    let wanted = "of the image\n/no/where\n0:0:755\n3:4:4705\n";
+    assert_eq!(b.output(), format!("{wanted}written\n"));
+    assert_eq!(
+        fs::read_to_string(etc.join("inner/file")).unwrap(),
+        "of the image\n"
+    );
+    mount["options"] = json!(["tmpcopyup", "ro"]);
+    let last = b.config["mounts"].as_array().unwrap().len() - 1;
+    b.config["mounts"][last] = mount;
+    let out = b.run();
+    assert_eq!(String::from_utf8(out.stdout).unwrap(), wanted);
+    b.config["mounts"][last] =
+        json!({"destination": "/etc", "source": "/etc", "options": ["bind", "tmpcopyup"]});
+    assert!(b.refusal().contains("tmpcopyup"));
+}
+
+#[test]
 fn namespaces_are_joined_by_path() {
     let a = Bundle::new("exec sleep 1000");
     assert!(a.create().0);

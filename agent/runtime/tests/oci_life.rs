@@ -223,7 +223,6 @@ fn refusals_name_the_field() {
             json!({"monotonic": {"secs": 1}}),
             "linux.timeOffsets",
         ),
-        ("/linux/namespaces/-", json!({"type": "time"}), "linux.namespaces"),
         ("/linux/namespaces/-", json!({"type": "pid"}), "is there twice"),
         (
             "/linux/namespaces/-",
@@ -323,6 +322,51 @@ fn malformed_bundles_are_refused_with_their_place() {
         b.oci(&["create", "--systemd-cgroup", &b.id]).status.code(),
         Some(2)
     );
+    b.assert_nothing_left();
+}
+
+#[test]
+fn many_at_once_on_one_id_leave_a_clean_state() {
+    let b = Bundle::new("exec sleep 1000");
+    drop(b.command(&["list"])); // writes config.json once
+    let run = |args: &[&str]| {
+        let null = || std::process::Stdio::null();
+        std::process::Command::new(common::program())
+            .arg("--root")
+            .arg(b.root())
+            .args(args)
+            .current_dir(&b.dir)
+            .stdin(null())
+            .stdout(null())
+            .stderr(null())
+            .status()
+            .unwrap()
+            .success()
+    };
+    let id = b.id.as_str();
+    let made = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut made = 0;
+                    for _ in 0..6 {
+                        made += usize::from(run(&["create", id]));
+                        run(&["start", id]);
+                        run(&["kill", id, "KILL"]);
+                        run(&["delete", id]);
+                        run(&["delete", "--force", id]);
+                    }
+                    made
+                })
+            })
+            .collect();
+        workers.into_iter().map(|w| w.join().unwrap()).sum::<usize>()
+    });
+    assert!(made > 0, "none was ever made");
+    run(&["delete", "--force", id]);
+    b.assert_nothing_left();
+    // The id is free again.
+    assert!(run(&["create", id]) && run(&["delete", "--force", id]));
     b.assert_nothing_left();
 }
 

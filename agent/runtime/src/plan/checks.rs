@@ -127,7 +127,6 @@ fn namespaces(linux: &Linux) -> Result<(), PlanError> {
             ));
         }
         let why = match (kind, path) {
-            (LinuxNamespaceType::Time, _) => "time namespaces are not supported",
             (LinuxNamespaceType::Mount, Some(_)) => "a mount namespace cannot be joined by path",
             (LinuxNamespaceType::User, Some(_)) => "a user namespace cannot be joined by path",
             (_, Some(path)) if !path.is_absolute() => "the path of a namespace must be absolute",

@@ -128,9 +128,14 @@ fn namespaces(linux: Option<&oci::Linux>) -> Result<BTreeMap<NamespaceKind, Name
         (LinuxNamespaceType::User, NamespaceKind::User),
         (LinuxNamespaceType::Uts, NamespaceKind::Uts),
     ];
+    let time = (LinuxNamespaceType::Time, NamespaceKind::Time);
     let listed = linux.and_then(|l| l.namespaces().as_deref()).unwrap_or_default();
     let mut all = BTreeMap::new();
-    for (oci, kind) in kinds {
+    let timed = listed
+        .iter()
+        .any(|n| n.typ() == LinuxNamespaceType::Time)
+        .then_some(time);
+    for (oci, kind) in kinds.into_iter().chain(timed) {
         let promise = match listed.iter().find(|n| n.typ() == oci) {
             None => NamespacePromise::Host,
             Some(ns) => match ns.path() {
