@@ -41,8 +41,6 @@ pub static TABLE: &[Knob] = &[
         "", "skew_tick=1", Low, "the ticks of all CPUs contend for the same locks at the same time"),
     knob!("system-affinity", "spec.cpus.housekeeping", "systemd.cpu_affinity=", Boot, "Cpus_allowed_list in /proc/1/status",
         "systemd", "systemd.cpu_affinity=LIST", Medium, "services start on isolated cores"),
-    knob!("root-cpuset-balance", "spec.cpus.isolated", "cpuset.sched_load_balance of the v1 root cpuset", RunTime, "read it back",
-        "CONFIG_CPUSETS, cgroup v1; consent: --consent root-cpuset", "", Medium, "cgroup v1: the scheduler balances over isolated cores, whatever a container's cpuset says"),
     knob!("realtime-kernel", "spec.realtime.kernel", "/sys/kernel/realtime", Image, "it is 1",
         "CONFIG_PREEMPT_RT", "", High, "interrupt handlers and critical sections delay any real-time thread"),
     knob!("page-size", "spec.kernel.pageSize", "the kernel image", Image, "getconf PAGESIZE",

@@ -1,7 +1,7 @@
 //! The boot half: the kernel arguments that are wanted, beside those of the running kernel.
 
 use super::{State, Survey};
-use crate::cmdline::{Compared, InForce, Parts, Platform, arguments, compare};
+use crate::cmdline::{Argument, Compared, InForce, Parts, Platform, arguments, compare};
 use crate::cpu::CpuSet;
 use crate::knob::When;
 use crate::node::NodeSpec;
@@ -33,6 +33,7 @@ impl Survey<'_> {
     pub(super) fn boot(&mut self) {
         let platform = self.machine.platform();
         let line = self.machine.command_line();
+        self.unwanted(&line);
         for compared in boot(self.spec, &self.parts, &platform, &line) {
             let argument = &compared.argument;
             // What is in force at run time needs no argument: default_hugepagesz is told from /proc/meminfo, pages of a
@@ -66,6 +67,49 @@ impl Survey<'_> {
                 }
             }
             self.needs(&mut finding);
+            self.findings.push(finding);
+        }
+    }
+
+    /// Arguments that must not be there: the document says the opposite.
+    fn unwanted(&mut self, line: &str) {
+        let spec = self.spec;
+        for (said, knob, text) in [
+            (
+                spec.machine_check.enabled == Some(true),
+                "machine-check",
+                "mce=off",
+            ),
+            (spec.kernel.trust_tsc == Some(false), "trust-tsc", "tsc=reliable"),
+            (
+                spec.kernel.iommu_passthrough == Some(false),
+                "iommu-passthrough",
+                "iommu=pt",
+            ),
+            (spec.power.poll == Some(false), "idle-poll", "idle=poll"),
+            (
+                spec.interrupts.threaded == Some(false),
+                "threaded-irqs",
+                "threadirqs",
+            ),
+        ] {
+            if !said {
+                continue;
+            }
+            let argument = Argument {
+                text: text.into(),
+                knob,
+            };
+            let there = compare(&[argument], line)
+                .iter()
+                .any(|one| one.in_force == InForce::Yes);
+            let mut finding = self.finding(knob, format!("kernel argument {text}"), "not given");
+            finding.when = When::Boot;
+            finding.actual = Some(if there { text } else { "not given" }.into());
+            if there {
+                finding.state = State::PendingBoot;
+                finding.mend = Some(format!("take {text} off the kernel's command line"));
+            }
             self.findings.push(finding);
         }
     }

@@ -130,6 +130,8 @@ fn server() -> tempfile::TempDir {
             ("/proc/irq/30/smp_affinity", "ff"),
             ("/proc/irq/30/effective_affinity_list", "5"),
             ("/proc/irq/30/ens1f0/spurious", "0"),
+            ("/sys/class/net/ens1f0/queues/rx-0/rps_cpus", "00"),
+            ("/sys/class/net/ens1f0/device/vendor", "0x8086"),
             ("/proc/irq/31/smp_affinity", "01"),
             ("/proc/irq/31/effective_affinity_list", "0"),
             (
@@ -438,10 +440,9 @@ fn a_server_and_a_board_are_shown() {
     assert!(shown.kernel.realtime && shown.smt.is_none() && shown.resctrl.is_empty());
 }
 
-/// Each field of a node document that tunes something turns a knob whose entry in the table names that field.
-#[test]
-fn every_field_has_a_knob_and_every_knob_a_field() {
-    let every: NodeSpec = serde_json::from_str(
+/// A document with every field that there is.
+fn every() -> NodeSpec {
+    serde_json::from_str(
         r#"{"cpus":{"housekeeping":"0","isolated":"1","shared":"2","offlined":"3","balance":false},
             "realtime":{"budget":"1s","throttling":"off","fairServer":"off","preemption":"full","timerMigration":true,"kernel":true,
               "priorities":{"ksoftirqd":1,"rcuc":1,"ktimers":1,"irqThreads":1,"rcu":1}},
@@ -459,7 +460,13 @@ fn every_field_has_a_knob_and_every_knob_a_field() {
             .replace(r#""queues":1"#, r#""queues":"1""#)
             .as_str(),
     )
-    .unwrap();
+    .unwrap()
+}
+
+/// Each field of a node document that tunes something turns a knob whose entry in the table names that field.
+#[test]
+fn every_field_has_a_knob_and_every_knob_a_field() {
+    let every = every();
     let mut fields = Vec::new();
     fn walk(value: &serde_json::Value, path: String, fields: &mut Vec<String>) {
         match value {
@@ -481,5 +488,24 @@ fn every_field_has_a_knob_and_every_knob_a_field() {
     }
     for name in named {
         assert!(fields.iter().any(|field| field == name), "no field {name}");
+    }
+}
+
+#[test]
+fn every_knob_of_the_table_is_told() {
+    let root = server();
+    let machine = Machine::new(root.path());
+    let findings = survey(&Context {
+        machine: &machine,
+        topology: &machine.topology().unwrap(),
+        spec: &every(),
+        kept: &[],
+    });
+    for knob in TABLE {
+        assert!(
+            findings.iter().any(|finding| finding.knob == knob.name),
+            "nothing is told of {}",
+            knob.name
+        );
     }
 }
