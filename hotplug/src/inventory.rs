@@ -331,7 +331,7 @@ impl Inventory {
                 deltas.push(Delta::Appeared { device });
             }
             // The same path with another number: unplugged and plugged, the `remove` was lost.
-            Some((before, _)) if is_other(&before, &device) => {
+            Some((before, _)) if is_other(&before, &device, action == Action::Add) => {
                 deltas.extend(self.drop_entry(&key));
                 deltas.extend(self.seen((*device).clone(), action, None));
             }
@@ -369,7 +369,7 @@ impl Inventory {
         if self
             .entries
             .get(&key)
-            .is_some_and(|entry| is_other(&entry.device, device))
+            .is_some_and(|entry| is_other(&entry.device, device, true))
         {
             return Vec::new();
         }
@@ -425,9 +425,15 @@ impl Entry {
     }
 }
 
-/// Two devices that only share a path: the number of an interface or the sequence number of a disk differ.
-fn is_other(a: &Device, b: &Device) -> bool {
-    ["IFINDEX", "DISKSEQ"]
+/// Two devices that only share a path: the number of an interface differs, or the sequence number of a disk. A disk gets
+/// a new one with each medium too, and says so with `change`: that is the same device (`counted` false).
+fn is_other(a: &Device, b: &Device, counted: bool) -> bool {
+    let names: &[&str] = if counted {
+        &["IFINDEX", "DISKSEQ"]
+    } else {
+        &["IFINDEX"]
+    };
+    names
         .iter()
         .any(|name| match (a.property(name), b.property(name)) {
             (Some(a), Some(b)) => a != b,

@@ -54,6 +54,27 @@ fn short(deltas: &[Delta]) -> String {
 }
 
 #[test]
+fn a_changed_medium_is_the_same_disk() {
+    let mut inventory = Inventory::new();
+    inventory.apply(event(Action::Add, disk("loop1", "7")));
+    let deltas = inventory.apply(event(Action::Change, disk("loop1", "8")));
+    assert_eq!(short(&deltas), "~loop1");
+    // Its `remove` carries the number it has now.
+    assert_eq!(
+        short(&inventory.apply(event(Action::Remove, disk("loop1", "7")))),
+        ""
+    );
+    assert_eq!(
+        short(&inventory.apply(event(Action::Remove, disk("loop1", "8")))),
+        "-loop1"
+    );
+    // An `add` with another number is another disk.
+    inventory.apply(event(Action::Add, disk("loop1", "9")));
+    let deltas = inventory.apply(event(Action::Add, disk("loop1", "10")));
+    assert_eq!(short(&deltas), "-loop1 +loop1");
+}
+
+#[test]
 fn events_one_after_the_other() {
     use Action::*;
     let bare = device("/devices/virtual/block/loop1", &[("SUBSYSTEM", "block")]);

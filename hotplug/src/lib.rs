@@ -20,6 +20,7 @@ pub mod event;
 pub mod glob;
 pub mod inventory;
 pub mod monitor;
+pub mod recording;
 pub mod rule;
 pub mod safe;
 pub mod sysfs;

@@ -23,6 +23,8 @@ pub(crate) fn tests() -> Vec<Trial> {
             forbid_and_remove,
         ),
         test("plug::links, owner and templates inside", inside),
+        test("plug::recorded, and simulated without root", simulated),
+        test("plug::a burst of 10,000 events while the agent is stopped", burst),
     ]
 }
 
@@ -256,5 +258,179 @@ fn inside() -> Result<()> {
     );
     disk.unplug()?;
     wait_gone(&mut agent, "hot")?;
+    agent.finish()
+}
+
+fn simulated() -> Result<()> {
+    use std::os::unix::process::CommandExt;
+    let agent = Agent::prepare("simulated")?;
+    let rules = documents(&format!(
+        "{DISKS}  env: [{{name: DISK, value: $kernel}}]\n  settle: 50ms\n"
+    ));
+    let (recording, file) = (agent.path("recording.jsonl"), agent.path("rules.yaml"));
+    fs::write(&file, rules)?;
+    let mut disk = Loop::number(319);
+    let mut record = agent
+        .command()
+        .args(["device", "record", "--subsystem", "block", "--seconds", "4"])
+        .arg(&recording)
+        .spawn()?;
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    disk.plug()?;
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    disk.unplug()?;
+    ensure!(record.wait()?.success(), "record failed");
+    let lines = fs::read_to_string(&recording)?;
+    ensure!(
+        lines.contains("\"action\":\"add\"") && lines.contains("loop319"),
+        "{lines}"
+    );
+    // As nobody, from files that nobody can read, by a binary that nobody can run: each is handed over open.
+    let shared = tempfile::Builder::new().prefix("berth-sim-").tempdir()?;
+    let open = |path: &Path| -> Result<PathBuf> {
+        let to = shared.path().join(path.file_name().context("no name")?);
+        fs::copy(path, &to)?;
+        Ok(to)
+    };
+    let (recording, file, binary) = (
+        open(&recording)?,
+        open(&file)?,
+        open(&berth_tests::agent::binary())?,
+    );
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(shared.path(), fs::Permissions::from_mode(0o755))?;
+    let simulate = || -> Result<String> {
+        let out = std::process::Command::new(&binary)
+            .args(["device", "simulate", "--rules"])
+            .arg(&file)
+            .arg(&recording)
+            .uid(65534)
+            .gid(65534)
+            .output()?;
+        let said = String::from_utf8_lossy(&out.stdout).into_owned();
+        ensure!(
+            out.status.success(),
+            "{said}{}",
+            String::from_utf8_lossy(&out.stderr)
+        );
+        Ok(said)
+    };
+    let said = simulate()?;
+    for word in [
+        "launch hot-loop319: berth-sample-busybox:latest",
+        "b 7:319 r as /dev/disk",
+        "DISK=loop319",
+        "eject hot-loop319",
+        "stop hot-loop319",
+    ] {
+        ensure!(said.contains(word), "no {word:?} in:\n{said}");
+    }
+    ensure!(simulate()? == said, "another answer the second time");
+    agent.finish()
+}
+
+/// A network and a mount namespace of the test's own: its /sys shows only what is in there. Processes in it live as long
+/// as `keeper`.
+struct Rooms {
+    keeper: std::process::Child,
+}
+
+impl Rooms {
+    fn make() -> Result<Rooms> {
+        // The cgroups lie below /sys: they move with it.
+        let script = "mount --make-rprivate / && mkdir -p /tmp/berth-rooms.$$ && mount --rbind /sys/fs/cgroup /tmp/berth-rooms.$$ && \
+             mount -t sysfs sysfs /sys && mount --rbind /tmp/berth-rooms.$$ /sys/fs/cgroup && umount -l /tmp/berth-rooms.$$ && \
+             rmdir /tmp/berth-rooms.$$ && ip link set lo up && echo ready && exec sleep 600";
+        let mut keeper = std::process::Command::new("unshare")
+            .args(["--net", "--mount", "sh", "-c", script])
+            .stdout(std::process::Stdio::piped())
+            .spawn()?;
+        let mut line = String::new();
+        let out = keeper.stdout.take().context("no output")?;
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(out), &mut line)?;
+        let rooms = Rooms { keeper };
+        ensure!(line.trim() == "ready", "the namespaces cannot be made: {line}");
+        Ok(rooms)
+    }
+
+    fn enter(&self) -> Vec<String> {
+        let pid = self.keeper.id().to_string();
+        ["nsenter", "--net", "--mount", "--target", &pid, "--"]
+            .map(String::from)
+            .to_vec()
+    }
+
+    fn sh(&self, script: &str) -> Result<()> {
+        let enter = self.enter();
+        let out = std::process::Command::new(&enter[0])
+            .args(&enter[1..])
+            .args(["sh", "-c", script])
+            .output()?;
+        ensure!(
+            out.status.success(),
+            "{script}: {}",
+            String::from_utf8_lossy(&out.stderr)
+        );
+        Ok(())
+    }
+}
+
+impl Drop for Rooms {
+    fn drop(&mut self) {
+        let _ = self.keeper.kill();
+        let _ = self.keeper.wait();
+    }
+}
+
+/// Clock ticks of processor time that a process has used.
+fn ticks(pid: nix::unistd::Pid) -> Result<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let rest = stat.rsplit(')').next().context("no stat")?;
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    Ok(fields[11].parse::<u64>()? + fields[12].parse::<u64>()?)
+}
+
+fn burst() -> Result<()> {
+    use nix::sys::signal::{Signal, kill};
+    let rooms = Rooms::make()?;
+    let mut agent = Agent::prepare("burst")?;
+    agent.enter(rooms.enter());
+    // What is to be lost must not fit.
+    agent.spawn(&["--device-buffer", "65536", "--devices", "kernel"])?;
+    let documents = "apiVersion: berth/v1\nkind: Workload\nmetadata: {name: card}\nspec:\n  image: berth-sample-busybox:latest\n  \
+         command: [\"/bin/sleep\", \"1000\"]\n  run: onDevice\n  profile: device-worker\n  stop: {signal: SIGKILL, grace: 1s}\n---\n\
+         apiVersion: berth/v1\nkind: HotplugRule\nmetadata: {name: card}\nspec:\n  workload: card\n  match: SUBSYSTEM==\"net\", KERNEL==\"bv[0-9]\"\n";
+    agent.apply(documents)?;
+    rooms.sh("ip link add bv0 type veth peer name bp0 && ip link add bv1 type veth peer name bp1")?;
+    wait_running(&mut agent, "card", 2)?;
+    let pid = agent.pid()?;
+    kill(pid, Signal::SIGSTOP)?;
+    rooms.sh("i=0; while [ $i -lt 5000 ]; do echo change >/sys/class/net/bv0/uevent; echo change >/sys/class/net/bp0/uevent; i=$((i+1)); done")?;
+    rooms.sh("ip link delete bp0 && ip link add bv2 type veth peer name bp2 && ip link set bp1 name bp9")?;
+    kill(pid, Signal::SIGCONT)?;
+    agent.wait_for("what is there runs, and nothing else", |a| {
+        let mut names: Vec<String> = a
+            .in_state("running")?
+            .iter()
+            .map(|c| c["device"].as_str().unwrap_or_default().to_owned())
+            .collect();
+        names.sort();
+        Ok(names == ["bv1", "bv2"])
+    })?;
+    let events = agent.ok(&["events"])?;
+    ensure!(events.contains("overflow"), "nobody noticed:\n{events}");
+    let metrics = agent.metrics()?;
+    let lost = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix("berth_uevent_overflows_total "))
+        .context("no such metric")?;
+    ensure!(lost.trim().parse::<f64>()? >= 1.0, "{lost}");
+    // Idle again: of two seconds at most a tenth.
+    let before = ticks(pid)?;
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    let used = ticks(pid)? - before;
+    ensure!(used <= 20, "{used} clock ticks in two seconds of idleness");
+    rooms.sh("ip link delete bv1; ip link delete bv2")?;
+    wait_gone(&mut agent, "card")?;
     agent.finish()
 }

@@ -39,6 +39,8 @@ pub struct Agent {
     pub cgroup: String,
     agent: Option<Child>,
     args: Vec<String>,
+    /// What every command is run by: `nsenter …`.
+    enter: Vec<String>,
 }
 
 impl Agent {
@@ -59,6 +61,7 @@ impl Agent {
             cgroup,
             agent: None,
             args: Vec::new(),
+            enter: Vec::new(),
         };
         for image in ["berth-sample-busybox", "berth-sample-worker"] {
             let archive = samples().join(format!("{image}.tar"));
@@ -152,9 +155,46 @@ impl Agent {
         Ok(found)
     }
 
+    /// From now on commands, the agent among them, are run by this one.
+    pub fn enter(&mut self, by: Vec<String>) {
+        self.enter = by;
+    }
+
+    /// The text of the metrics.
+    pub fn metrics(&self) -> Result<String> {
+        let told = self.log();
+        let address = told
+            .lines()
+            .rev()
+            .find_map(|line| {
+                line.split_once("address=")
+                    .map(|(_, rest)| rest.trim().to_owned())
+            })
+            .context("the log names no address of the metrics")?;
+        let request = format!(
+            "exec 3<>/dev/tcp/{}; printf 'GET /metrics HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3",
+            address.replace(':', "/")
+        );
+        let mut command = self.by("bash".into());
+        let out = command.args(["-c", &request]).output()?;
+        Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+    }
+
+    /// A program, run by what [`Agent::enter`] says.
+    fn by(&self, program: PathBuf) -> Command {
+        match self.enter.split_first() {
+            None => Command::new(program),
+            Some((first, rest)) => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(program);
+                command
+            }
+        }
+    }
+
     /// A berth command with this test's folders.
     pub fn command(&self) -> Command {
-        let mut command = Command::new(binary());
+        let mut command = self.by(binary());
         for (flag, sub) in [
             ("--run-dir", "run"),
             ("--state-dir", "state"),

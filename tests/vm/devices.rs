@@ -18,6 +18,10 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(150);
 pub(crate) const BACKENDS: &[&str] = &[
     "-chardev",
     "null,id=adapter0",
+    "-chardev",
+    "null,id=adapter1",
+    "-audiodev",
+    "none,id=sound0",
     "-netdev",
     "user,id=net0,restrict=on",
     "-netdev",

@@ -12,6 +12,7 @@ mod escape;
 mod journey;
 mod on_guest;
 mod plain;
+mod plug;
 mod power;
 mod realtime;
 mod rig;
@@ -33,7 +34,10 @@ type Tests = fn(&Guest) -> Vec<Trial>;
 /// Every boot, and what runs in it.
 fn suite() -> Vec<(Spec, Vec<Tests>)> {
     vec![
-        (boots::RT_612, vec![journey::tests, rig::tests, devices::tests]),
+        (
+            boots::RT_612,
+            vec![journey::tests, rig::tests, devices::tests, plug::tests],
+        ),
         (
             boots::PLAIN,
             vec![

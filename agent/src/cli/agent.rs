@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use berth_documents::Size;
-use berth_hotplug::monitor::Source;
+use berth_hotplug::monitor::{RECEIVE_BUFFER, Source};
 use clap::{Args, ValueEnum};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
@@ -34,6 +34,10 @@ pub(super) struct AgentArgs {
     /// Seconds between two enumerations although no event was lost
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     resync: u64,
+    /// Bytes of receive buffer to ask for on the device event socket; the kernel gives up to net.core.rmem_max to those
+    /// without CAP_NET_ADMIN
+    #[arg(long, value_name = "BYTES", default_value_t = RECEIVE_BUFFER, value_parser = buffer)]
+    device_buffer: usize,
     /// Hardware watchdog that resets the node when agent or launcher stop answering: /dev/watchdog0
     #[arg(long, value_name = "DEVICE")]
     watchdog: Option<PathBuf>,
@@ -109,6 +113,13 @@ fn metrics(text: &str) -> Result<Metrics, String> {
     Ok(Metrics(Some(address)))
 }
 
+fn buffer(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|bytes| (4096..=1 << 30).contains(bytes))
+        .ok_or_else(|| "4096 to 1073741824 bytes".to_owned())
+}
+
 fn source(text: &str) -> Result<Source, String> {
     text.parse()
 }
@@ -132,6 +143,7 @@ pub(super) fn main(folders: Folders, args: AgentArgs) -> Outcome {
             Launcher::External => LauncherBy::Others,
         },
         devices: args.devices,
+        device_buffer: args.device_buffer,
         resync: Duration::from_secs(args.resync),
         watchdog: args.watchdog.map(|device| Wanted {
             device,

@@ -30,6 +30,10 @@ pub(super) enum DeviceCommand {
     Explain(ExplainArgs),
     /// Show device events as they come, with the rule that matches
     Watch(WatchArgs),
+    /// Write down which devices are there and what happens to them
+    Record(super::simulate::RecordArgs),
+    /// What rules would have done with a recording; needs no root and no agent
+    Simulate(super::simulate::SimulateArgs),
 }
 
 #[derive(Debug, Args)]
@@ -37,6 +41,9 @@ pub(super) struct LsArgs {
     /// Also devices with neither a node nor a rule
     #[arg(long)]
     all: bool,
+    /// As a tree: what hangs on what, with the workload of each
+    #[arg(long)]
+    tree: bool,
     #[command(flatten)]
     rules: RulesArgs,
     #[command(flatten)]
@@ -103,6 +110,7 @@ struct Seen {
     syspath: String,
     rule: Option<String>,
     workload: Option<String>,
+    would: Option<String>,
 }
 
 pub(super) fn main(folders: &Folders, command: DeviceCommand) -> Outcome {
@@ -110,6 +118,8 @@ pub(super) fn main(folders: &Folders, command: DeviceCommand) -> Outcome {
         DeviceCommand::Ls(args) => ls(folders, &args),
         DeviceCommand::Explain(args) => explain_device(folders, &args),
         DeviceCommand::Watch(args) => watch(folders, &args),
+        DeviceCommand::Record(args) => super::simulate::record(&args),
+        DeviceCommand::Simulate(args) => super::simulate::simulate(&args),
     }
 }
 
@@ -140,7 +150,7 @@ fn rules(folders: &Folders, args: &RulesArgs) -> anyhow::Result<Vec<Rule>> {
     compiled.collect()
 }
 
-fn load(paths: &[PathBuf]) -> anyhow::Result<Set> {
+pub(super) fn load(paths: &[PathBuf]) -> anyhow::Result<Set> {
     berth_documents::load(paths).map_err(|faults| {
         let texts: Vec<String> = faults.iter().map(ToString::to_string).collect();
         anyhow::anyhow!(texts.join("\n"))
@@ -149,7 +159,12 @@ fn load(paths: &[PathBuf]) -> anyhow::Result<Set> {
 
 /// Name of the rule that a device belongs to, or what is wrong with that.
 fn chosen(rules: &Rules, device: &Device, action: Action) -> Option<(String, Option<String>)> {
-    match rules.choose(&View::new(device), action) {
+    let view = View::new(device);
+    let picked = match action {
+        Action::Remove => rules.choose_removed(&view),
+        action => rules.choose(&view, action),
+    };
+    match picked {
         Ok(Some(c)) if c.rule.spec.forbid => Some((format!("{} (forbids)", c.rule.name), None)),
         Ok(chosen) => chosen.map(|c| (c.rule.name.clone(), Some(c.rule.spec.workload.clone()))),
         Err(tie) => Some((format!("tie: {}", tie.rules.join(", ")), None)),
@@ -189,6 +204,10 @@ fn ls(folders: &Folders, args: &LsArgs) -> Outcome {
         table::json(&rows)?;
         return Ok(DONE);
     }
+    if args.tree {
+        print!("{}", tree(&devices, &rows));
+        return Ok(DONE);
+    }
     let cells: Vec<Vec<String>> = rows
         .iter()
         .map(|row| {
@@ -212,6 +231,94 @@ fn ls(folders: &Folders, args: &LsArgs) -> Outcome {
         &cells,
     )?;
     Ok(DONE)
+}
+
+/// The listed devices below those that they hang on.
+fn tree(devices: &[Device], rows: &[Row]) -> String {
+    let listed: BTreeMap<&str, &Row> = rows.iter().map(|row| (row.syspath.as_str(), row)).collect();
+    let mut all: BTreeMap<String, (usize, String)> = BTreeMap::new();
+    let words = |device: &Device| {
+        let mut words = device.to_string();
+        if let Some(row) = listed.get(device.syspath().display().to_string().as_str()) {
+            if let Some(rule) = &row.rule {
+                words += &format!("  rule {}", safe::show(rule, 128));
+            }
+            if !row.containers.is_empty() {
+                words += &format!("  -> {}", row.containers.join(", "));
+            }
+        }
+        words
+    };
+    let wanted = |device: &&Device| listed.contains_key(device.syspath().display().to_string().as_str());
+    for device in devices.iter().filter(wanted) {
+        let above = device.parents();
+        all.insert(device.devpath().to_owned(), (above.len(), words(device)));
+        for (n, parent) in above.iter().enumerate() {
+            let depth = above.len() - 1 - n;
+            let put = || (depth, words(parent));
+            all.entry(parent.devpath().to_owned()).or_insert_with(put);
+        }
+    }
+    // A path sorts before what lies below it.
+    let lines = all
+        .values()
+        .map(|(depth, words)| format!("{}{words}\n", "  ".repeat(*depth)));
+    lines.collect()
+}
+
+/// What the rule would make of the device, in words.
+fn would_be(rule: &Rule, view: &View<'_>, matched: &berth_hotplug::rule::Matched) -> String {
+    if rule.spec.forbid {
+        return "nothing is launched: the rule forbids it".to_owned();
+    }
+    let made = match rule.render(view, matched) {
+        Ok(made) => made,
+        Err(errors) => {
+            let texts: Vec<String> = errors.iter().map(|(path, e)| format!("{path}: {e}")).collect();
+            return format!("nothing is launched: {}", texts.join("; "));
+        }
+    };
+    let device = view.device();
+    let label = made.label.clone().unwrap_or_else(|| device.sysname());
+    let mut words = vec![format!(
+        "workload {} as {}",
+        rule.spec.workload,
+        crate::core::names::of_device(&rule.spec.workload, &label)
+    )];
+    for offer in &made.offers {
+        let Some(member) = rule.members.get(offer.member) else {
+            continue;
+        };
+        if !member.name.is_empty() {
+            words.push(format!(
+                "its {} of {} devices, {} needed",
+                member.name,
+                rule.members.len(),
+                rule.need()
+            ));
+        }
+        if let Some(into) = &member.device {
+            let inside = offer.path.as_deref().or(device.devnode()).unwrap_or("no node");
+            words.push(format!("{} {inside}", into.access));
+        }
+        if member.interface.is_some() {
+            let inside = offer
+                .interface
+                .as_deref()
+                .or(device.interface())
+                .unwrap_or("no interface");
+            words.push(format!("interface {inside}"));
+        }
+        words.extend(offer.env.iter().map(|(k, v)| format!("{k}={v}")));
+    }
+    words.extend(made.env.iter().map(|(k, v)| format!("{k}={v}")));
+    words.extend(made.args.iter().map(|arg| format!("arg {arg}")));
+    words.extend(
+        made.mounts
+            .iter()
+            .map(|(from, to, _)| format!("mount {from} at {to}")),
+    );
+    safe::show(&words.join(", "), 1024)
 }
 
 fn explain_device(folders: &Folders, args: &ExplainArgs) -> Outcome {
@@ -262,7 +369,20 @@ fn explain_device(folders: &Folders, args: &ExplainArgs) -> Outcome {
             );
         }
     }
-    match chosen(&Rules::new(rules), &device, args.action) {
+    let rules = Rules::new(rules);
+    let view = View::new(&device);
+    let picked = match args.action {
+        Action::Remove => rules.choose_removed(&view),
+        action => rules.choose(&view, action),
+    };
+    if let Ok(Some(picked)) = &picked {
+        println!("would: {}", would_be(picked.rule, &view, &picked.matched));
+        let trigger: Vec<&str> = picked.rule.spec.trigger.iter().map(|a| a.as_str()).collect();
+        if !trigger.is_empty() && args.action != Action::Remove {
+            println!("once one of these has happened: {}", trigger.join(", "));
+        }
+    }
+    match chosen(&rules, &device, args.action) {
         Some((rule, Some(workload))) => println!("rule {rule} counts: workload {workload}"),
         Some((rule, None)) if rule.ends_with("(forbids)") => println!("rule {rule}: nothing is launched"),
         Some((tie, None)) => println!("{tie}: nothing is launched; give one of them a higher priority"),
@@ -280,10 +400,13 @@ fn watch(folders: &Folders, args: &WatchArgs) -> Outcome {
         match monitor.next() {
             Ok(Some(event)) => {
                 let device = &event.device;
-                let found = match event.action {
-                    Action::Remove => None,
-                    action => chosen(&rules, device, action),
+                let found = chosen(&rules, device, event.action);
+                let view = View::new(device);
+                let would = match event.action {
+                    Action::Remove => rules.choose_removed(&view),
+                    action => rules.choose(&view, action),
                 };
+                let would = would.ok().flatten().map(|c| would_be(c.rule, &view, &c.matched));
                 let (rule, workload) = found.map_or((None, None), |(rule, workload)| (Some(rule), workload));
                 let seen = Seen {
                     action: event.action.as_str(),
@@ -292,6 +415,7 @@ fn watch(folders: &Folders, args: &WatchArgs) -> Outcome {
                     syspath: device.syspath().display().to_string(),
                     rule,
                     workload,
+                    would,
                 };
                 print(&seen, device, args.output.output)?;
             }
@@ -326,5 +450,8 @@ fn print(seen: &Seen, device: &Device, format: Format) -> anyhow::Result<()> {
         seen.action,
         safe::show(&seen.syspath, 256)
     );
+    if let Some(would) = &seen.would {
+        println!("         would: {would}");
+    }
     Ok(())
 }

@@ -24,6 +24,7 @@ mod prove_self;
 mod ps;
 mod record;
 mod run;
+mod simulate;
 mod table;
 
 use std::path::PathBuf;

@@ -39,7 +39,7 @@ pub(crate) mod event;
 mod give;
 pub(crate) mod instance;
 pub(crate) mod launch;
-mod names;
+pub(crate) mod names;
 mod place;
 mod pool;
 pub(crate) mod report;

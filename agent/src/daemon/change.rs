@@ -255,12 +255,12 @@ impl Agent {
             self.note(NoticeKind::Refused, "agent", text);
         }
         // Rules first: a new rule without the devices that are there already would only be half the truth.
-        for notice in self.devices.set_rules(&effective) {
+        for notice in self.devices.matcher().set_rules(&effective) {
             self.notice(notice);
         }
         let mut found = Found::default();
         self.devices.resync(&self.metrics.devices, &mut found);
-        self.devices.rematch(&mut found);
+        self.devices.matcher().rematch(&mut found);
         self.feed(Event::Desired {
             desired: CoreDesired::of(&effective),
             node,

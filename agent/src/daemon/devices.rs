@@ -4,23 +4,16 @@
 //! periodic check all run [`Devices::resync`]; only subsystems that some rule names are looked at; the core
 //! hears of devices that match a rule (or did).
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 
-use berth_documents::Set;
-use berth_hotplug::device::{Action, Device, Key};
 use berth_hotplug::enumerate::{EnumerateError, Filter, enumerate_from};
-use berth_hotplug::inventory::{Delta, Held, Inventory};
-use berth_hotplug::monitor::{Monitor, MonitorError, OpenError, RECEIVE_BUFFER, Source};
-use berth_hotplug::rule::{Matched, Rule, Rules, View};
+use berth_hotplug::monitor::{Monitor, MonitorError, OpenError, Source};
 use prometheus::{IntCounter, IntGauge, Registry};
 
-use crate::core::device::{Facts, RuleMatch};
-use crate::core::{Event, Notice, NoticeKind};
+use crate::core::NoticeKind;
 
+use super::matcher::{Found, Matcher};
 use super::metrics::register;
 
 /// Messages thrown away at most before the enumeration that follows an overflow.
@@ -71,46 +64,13 @@ impl Metrics {
     }
 }
 
-/// What one reading gave: events for the core, and notices.
-#[derive(Debug, Default)]
-pub(crate) struct Found {
-    /// For the core, in order.
-    pub events: Vec<Event>,
-    /// For people.
-    pub notices: Vec<Notice>,
-    /// There may be more: come back at once.
-    pub more: bool,
-    /// The key that the device offered next had before.
-    moved: Option<String>,
-}
-
-impl Found {
-    fn note(&mut self, kind: NoticeKind, subject: &str, text: String) {
-        self.notices.push(Notice {
-            kind,
-            subject: subject.to_owned(),
-            text,
-        });
-    }
-}
-
 /// Everything about devices.
 pub(crate) struct Devices {
     monitor: Monitor,
-    inventory: Inventory,
-    rules: Rules,
-    /// `None`: all.
-    subsystems: Option<BTreeSet<String>>,
+    matcher: Matcher,
     sys_root: PathBuf,
-    numa: bool,
-    /// Keys the core knows.
-    known: BTreeSet<Key>,
-    /// Ties and refusals already told.
-    told: BTreeMap<Key, String>,
-    /// Events seen of a device since it is there, where some rule asks for them.
-    seen: BTreeMap<Key, BTreeSet<Action>>,
-    /// Does some rule ask for them?
-    triggers: bool,
+    /// Bytes of receive buffer that were asked for.
+    asked: usize,
 }
 
 impl Devices {
@@ -118,18 +78,12 @@ impl Devices {
     ///
     /// # Errors
     /// [`OpenError`].
-    pub(crate) fn open(source: Source, numa: bool) -> Result<Devices, OpenError> {
+    pub(crate) fn open(source: Source, buffer: usize, numa: bool) -> Result<Devices, OpenError> {
         Ok(Devices {
-            monitor: Monitor::open(source, RECEIVE_BUFFER)?,
-            inventory: Inventory::new(),
-            rules: Rules::new(Vec::new()),
-            subsystems: Some(BTreeSet::new()),
+            monitor: Monitor::open(source, buffer)?,
+            asked: buffer,
+            matcher: Matcher::new(numa),
             sys_root: PathBuf::from(berth_hotplug::device::SYS_ROOT),
-            numa,
-            known: BTreeSet::new(),
-            told: BTreeMap::new(),
-            seen: BTreeMap::new(),
-            triggers: false,
         })
     }
 
@@ -141,40 +95,28 @@ impl Devices {
         }
     }
 
+    /// The receive buffer that was had, and what to change where it is less than was asked for.
+    pub(crate) fn buffer(&self) -> String {
+        let had = self.monitor.receive_buffer();
+        // The kernel counts its own overhead in: it doubles what is asked for.
+        if had / 2 >= self.asked {
+            return format!("receive buffer {} bytes", had / 2);
+        }
+        format!(
+            "receive buffer {} bytes of {} asked for (CAP_NET_ADMIN forces it; net.core.rmem_max bounds the others)",
+            had / 2,
+            self.asked
+        )
+    }
+
+    /// Inventory and rules.
+    pub(crate) fn matcher(&mut self) -> &mut Matcher {
+        &mut self.matcher
+    }
+
     /// To poll.
     pub(crate) fn socket(&self) -> std::os::fd::BorrowedFd<'_> {
         self.monitor.as_fd()
-    }
-
-    /// Takes new rules; a resync must follow.
-    pub(crate) fn set_rules(&mut self, set: &Set) -> Vec<Notice> {
-        let mut rules = Vec::new();
-        let mut notices = Vec::new();
-        for (name, document) in &set.rules {
-            match document.spec.compile(name) {
-                Ok(rule) => rules.push(rule),
-                Err(problems) => {
-                    let text = problems
-                        .iter()
-                        .map(ToString::to_string)
-                        .collect::<Vec<_>>()
-                        .join("; ");
-                    notices.push(Notice {
-                        kind: NoticeKind::DocumentsRefused,
-                        subject: name.clone(),
-                        text,
-                    });
-                }
-            }
-        }
-        self.rules = Rules::new(rules);
-        self.triggers = self.rules.iter().any(|rule| !rule.spec.trigger.is_empty());
-        if !self.triggers {
-            self.seen.clear();
-        }
-        self.subsystems = self.rules.subsystems().map(|names| names.into_iter().collect());
-        self.told.clear();
-        notices
     }
 
     /// Reads what the socket has.
@@ -185,11 +127,7 @@ impl Devices {
                 Ok(None) => return found,
                 Ok(Some(event)) => {
                     metrics.events.inc();
-                    if self.wants(&event.device) {
-                        for delta in self.inventory.apply(event) {
-                            self.delta(delta, &mut found);
-                        }
-                    }
+                    self.matcher.apply(event, &mut found);
                 }
                 Err(MonitorError::Overflow) => {
                     metrics.overflows.inc();
@@ -211,7 +149,7 @@ impl Devices {
                 .set(i64::try_from(counters.malformed + counters.untrusted).unwrap_or(i64::MAX));
             metrics
                 .devices
-                .set(i64::try_from(self.inventory.len()).unwrap_or(i64::MAX));
+                .set(i64::try_from(self.matcher.len()).unwrap_or(i64::MAX));
         }
         found.more = true;
         found
@@ -221,7 +159,7 @@ impl Devices {
     pub(crate) fn resync(&mut self, metrics: &Metrics, found: &mut Found) {
         metrics.resyncs.inc();
         let filter = Filter {
-            subsystems: self.subsystems.clone(),
+            subsystems: self.matcher.subsystems().cloned(),
         };
         let devices = match enumerate_from(self.monitor.source(), &self.sys_root, &filter) {
             Ok(devices) => devices,
@@ -231,240 +169,10 @@ impl Devices {
                 return;
             }
         };
-        for delta in self.inventory.resync(devices, &[]) {
-            self.delta(delta, found);
-        }
+        self.matcher.resync(devices, found);
         metrics
             .devices
-            .set(i64::try_from(self.inventory.len()).unwrap_or(i64::MAX));
-    }
-
-    /// Matches every device anew: the rules have changed.
-    pub(crate) fn rematch(&mut self, found: &mut Found) {
-        let devices: Vec<Arc<Device>> = self.inventory.devices().cloned().collect();
-        for device in devices {
-            self.offer(&device, Action::Add, found);
-        }
-    }
-
-    /// The interface is going into the container `owner`.
-    pub(crate) fn hold(&mut self, facts: &Facts, owner: &str) {
-        let key = Key(facts.key.clone());
-        if !self.inventory.hold(&key, owner)
-            && let Ok(device) = serde_json::from_str::<Device>(&facts.record)
-        {
-            self.inventory.restore(
-                device,
-                Held {
-                    owner: owner.to_owned(),
-                    inside: None,
-                },
-            );
-            self.known.insert(key);
-        }
-    }
-
-    /// It is in no container any more.
-    pub(crate) fn release(&mut self, key: &str) -> Found {
-        let mut found = Found::default();
-        if let Some(delta) = self.inventory.release(&Key(key.to_owned())) {
-            self.delta(delta, &mut found);
-        }
-        found
-    }
-
-    fn wants(&self, device: &Device) -> bool {
-        let named = |names: &BTreeSet<String>| device.subsystem().is_some_and(|s| names.contains(s));
-        self.subsystems.as_ref().is_none_or(named)
-    }
-
-    fn delta(&mut self, delta: Delta, found: &mut Found) {
-        match delta {
-            Delta::Appeared { device } => self.offer(&device, Action::Add, found),
-            Delta::Changed {
-                device,
-                before,
-                action,
-            } => {
-                self.other_key(&before, &device, action, found);
-                self.offer(&device, action, found);
-            }
-            Delta::Moved { device, before } => {
-                self.other_key(&before, &device, Action::Move, found);
-                self.offer(&device, Action::Move, found);
-            }
-            Delta::Gone { device } => {
-                self.gone(device.key(), found);
-                self.offer_removed(&device, found);
-            }
-        }
-    }
-
-    /// The same device, perhaps under another key: what was seen of it stays.
-    fn other_key(&mut self, before: &Device, now: &Device, action: Action, found: &mut Found) {
-        let (old, key) = (before.key(), now.key());
-        if old != key {
-            self.told.remove(&old);
-            if let Some(seen) = self.seen.remove(&old) {
-                self.seen.insert(key.clone(), seen);
-            }
-            if self.known.remove(&old) {
-                self.known.insert(key.clone());
-                found.moved = Some(old.0);
-            }
-        }
-        if self.triggers {
-            self.seen.entry(key).or_default().insert(action);
-        }
-    }
-
-    fn gone(&mut self, key: Key, found: &mut Found) {
-        self.told.remove(&key);
-        self.seen.remove(&key);
-        if self.known.remove(&key) {
-            found.events.push(Event::DeviceGone { key: key.0 });
-        }
-    }
-
-    /// The rule of one device, and the event that says so.
-    fn offer(&mut self, device: &Device, action: Action, found: &mut Found) {
-        let key = device.key();
-        let view = View::new(device);
-        // A device that is there is matched as if just added; a rule on another action counts while that is
-        // the last thing that happened.
-        let seen = self.seen.get(&key);
-        let counts = |rule: &Rule| {
-            let has = |action| seen.is_some_and(|seen| seen.contains(&action));
-            rule.spec.trigger.is_empty() || rule.triggered(has, device.driver().is_some())
-        };
-        let chosen = match self.rules.choose_where(&view, Action::Add, counts) {
-            Ok(None) if action != Action::Add => self.rules.choose_where(&view, action, counts),
-            chosen => chosen,
-        };
-        let matches = match chosen {
-            Ok(None) => Vec::new(),
-            Ok(Some(chosen)) if chosen.rule.spec.forbid => {
-                let text = format!(
-                    "{}: forbidden by rule {}",
-                    device.syspath().display(),
-                    chosen.rule.name
-                );
-                self.tell_once(&key, device, text, found);
-                Vec::new()
-            }
-            Ok(Some(chosen)) => vec![rendered(chosen.rule, &view, &chosen.matched)],
-            Err(tie) => {
-                let text = match tie.hint() {
-                    Some(hint) => format!("{tie} ({hint})"),
-                    None => tie.to_string(),
-                };
-                self.tell_once(&key, device, text, found);
-                Vec::new()
-            }
-        };
-        let before = found.moved.take();
-        if matches.is_empty() && !self.known.contains(&key) {
-            return;
-        }
-        self.known.insert(key);
-        let facts = Arc::new(facts(device, self.numa));
-        found.events.push(Event::Device {
-            facts,
-            matches,
-            before,
-        });
-    }
-
-    fn tell_once(&mut self, key: &Key, device: &Device, text: String, found: &mut Found) {
-        if self.told.get(key) != Some(&text) {
-            found.note(NoticeKind::Refused, &device.sysname(), text.clone());
-            self.told.insert(key.clone(), text);
-        }
-    }
-
-    /// The rule for the removal of a device.
-    fn offer_removed(&mut self, device: &Device, found: &mut Found) {
-        let view = View::new(device);
-        match self.rules.choose_removed(&view) {
-            Ok(None) => {}
-            Ok(Some(chosen)) => found.events.push(Event::Removed {
-                facts: Arc::new(facts(device, false)),
-                matched: Box::new(rendered(chosen.rule, &view, &chosen.matched)),
-            }),
-            Err(tie) => found.note(NoticeKind::Refused, &device.sysname(), tie.to_string()),
-        }
-    }
-}
-
-/// What the rule makes of the device, or why it cannot.
-fn rendered(rule: &Rule, view: &View<'_>, matched: &Matched) -> RuleMatch {
-    match rule.render(view, matched) {
-        Ok(done) => RuleMatch {
-            rule: rule.name.clone(),
-            env: done.env,
-            args: done.args,
-            labels: done.labels,
-            mounts: done.mounts,
-            slot: if done.slot == view.device().key().0 {
-                String::new()
-            } else {
-                done.slot
-            },
-            label: done.label,
-            offers: done.offers,
-            fault: None,
-        },
-        Err(errors) => {
-            let texts: Vec<String> = errors.iter().map(|(path, e)| format!("{path}: {e}")).collect();
-            RuleMatch {
-                rule: rule.name.clone(),
-                fault: Some(texts.join("; ")),
-                ..RuleMatch::default()
-            }
-        }
-    }
-}
-
-/// What the core needs to know of a device.
-pub(crate) fn facts(device: &Device, numa: bool) -> Facts {
-    let net = device.subsystem() == Some("net");
-    let incarnation = match net {
-        // Its index is in its key.
-        true => String::new(),
-        // A folder of sysfs made anew has another inode, also where path and numbers are the same.
-        false => std::fs::metadata(device.syspath())
-            .map(|m| m.ino().to_string())
-            .unwrap_or_default(),
-    };
-    Facts {
-        key: device.key().0,
-        sysname: device.sysname(),
-        subsystem: device.subsystem().unwrap_or_default().to_owned(),
-        syspath: device.syspath().display().to_string(),
-        devnode: device.devnode().map(str::to_owned),
-        devnum: device.devnum().map(|n| (n.block, n.major, n.minor)),
-        interface: device.interface().map(str::to_owned).filter(|_| net),
-        ifindex: device.ifindex(),
-        links: device.links().iter().map(|link| (*link).to_owned()).collect(),
-        node: if numa { memory_node(device) } else { None },
-        incarnation,
-        record: if net {
-            serde_json::to_string(device).unwrap_or_default()
-        } else {
-            String::new()
-        },
-    }
-}
-
-/// `numa_node` of the device or the nearest one above it that has one.
-fn memory_node(device: &Device) -> Option<u32> {
-    let root = device.sys_root().join("devices");
-    let mut folder: &Path = &device.syspath();
-    loop {
-        if let Ok(text) = std::fs::read_to_string(folder.join("numa_node")) {
-            return text.trim().parse().ok();
-        }
-        folder = folder.parent().filter(|above| above.starts_with(&root))?;
+            .set(i64::try_from(self.matcher.len()).unwrap_or(i64::MAX));
     }
 }
 

@@ -120,9 +120,9 @@ impl Agent {
                     let _ = queue.send(Input::Swept { id, result });
                 });
             }
-            Effect::Hold { device, owner } => self.devices.hold(&device, &owner),
+            Effect::Hold { device, owner } => self.devices.matcher().hold(&device, &owner),
             Effect::Unhold(key) => {
-                let found = self.devices.release(&key);
+                let found = self.devices.matcher().release(&key);
                 events.extend(found.events);
                 for notice in found.notices {
                     self.notice(notice);

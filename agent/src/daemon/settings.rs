@@ -84,6 +84,8 @@ pub(crate) struct Settings {
     pub launcher: LauncherBy,
     /// Where device events come from.
     pub devices: Source,
+    /// Bytes of receive buffer to ask for on the device event socket.
+    pub device_buffer: usize,
     /// How often the devices are enumerated although no event was lost.
     pub resync: Duration,
     /// The hardware watchdog that is kept alive.

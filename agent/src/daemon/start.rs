@@ -67,7 +67,7 @@ impl Agent {
         let topology = Topology::read(Path::new("/sys"))?;
         let hierarchy = Hierarchy::discover(Path::new("/"))?;
         let support = Support::detect(&hierarchy)?;
-        let devices = Devices::open(settings.devices, topology.nodes.len() > 1)?;
+        let devices = Devices::open(settings.devices, settings.device_buffer, topology.nodes.len() > 1)?;
         // What it may write must be there before the rules are made. A configuration folder that cannot be written stays so.
         make_dir(&folders.state.join("logs"), 0o750)?;
         if let Err(error) = make_dir(&folders.config.join("profiles"), 0o755) {
@@ -131,7 +131,7 @@ impl Agent {
         }
         let mut devices = super::Found::default();
         agent.devices.resync(&agent.metrics.devices, &mut devices);
-        agent.devices.rematch(&mut devices);
+        agent.devices.matcher().rematch(&mut devices);
         agent.take_found(devices);
         for input in later {
             agent.on_input(input);
@@ -143,7 +143,11 @@ impl Agent {
         if let Some(address) = agent.metrics_at {
             tracing::info!(%address, "metrics");
         }
-        let text = format!("started, device events from {}", agent.devices.source());
+        let text = format!(
+            "started, device events from {}, {}",
+            agent.devices.source(),
+            agent.devices.buffer()
+        );
         agent.note(NoticeKind::Agent, "agent", text);
         agent.feed(Event::Ready);
         for input in agent.early.take().unwrap_or_default() {

@@ -47,6 +47,7 @@ fn agent(folder: &Path) -> (Agent, UnboundedReceiver<Input>) {
         metrics: None,
         launcher: LauncherBy::Others,
         devices: EventSource::Kernel,
+        device_buffer: 1 << 20,
         resync: Duration::from_secs(60),
         watchdog: None,
         on_missing: super::settings::OnMissing::Refuse,

@@ -1,0 +1,206 @@
+//! Devices that belong together, come back elsewhere, come twice, and come while nobody looks.
+
+use anyhow::{Context, Result, ensure};
+use berth_tests::vm::Vm;
+use libtest_mimic::Trial;
+use serde_json::{Value, json};
+
+use crate::boots::Guest;
+use crate::devices::LIMIT;
+use crate::on_guest;
+
+pub(crate) fn tests(guest: &Guest) -> Vec<Trial> {
+    vec![
+        guest.test("plug: a hub with three devices is a bundle", hub),
+        guest.test("plug: a second identical adapter is a second instance", twins),
+        guest.test(
+            "plug: replugged in another port it is the same instance",
+            another_port,
+        ),
+        guest.test(
+            "plug: kept over an unplug, given back to the running container",
+            given_back,
+        ),
+        guest.test("plug: while the agent is away", while_away),
+    ]
+}
+
+/// Rounds of a test that one CI run does `once` times.
+fn rounds(once: usize) -> usize {
+    let more = std::env::var("BERTH_ROUNDS")
+        .ok()
+        .and_then(|r| r.parse::<usize>().ok());
+    once * more.unwrap_or(1)
+}
+
+fn workload(name: &str, cpus: &str) -> String {
+    format!(
+        "apiVersion: berth/v1\nkind: Workload\nmetadata: {{name: {name}}}\nspec:\n  image: berth-sample-busybox:latest\n  \
+         command: [\"/bin/sleep\", \"100000\"]\n  run: onDevice\n  profile: device-worker\n  cpus: {cpus}\n  \
+         stop: {{signal: SIGKILL, grace: 1s}}\n---\n"
+    )
+}
+
+fn rule(name: &str, rest: &str) -> String {
+    format!(
+        "apiVersion: berth/v1\nkind: HotplugRule\nmetadata: {{name: {name}}}\nspec:\n  workload: {name}\n{rest}"
+    )
+}
+
+const ADAPTER: &str = "  match: SUBSYSTEM==\"tty\", KERNEL==\"ttyUSB*\", SUBSYSTEMS==\"usb\", ATTRS{idVendor}==\"0403\"\n  device: {path: /dev/port}\n";
+
+fn adapter(id: &str, chardev: &str, port: &str, serial: &str) -> Value {
+    json!({"id": id, "bus": "xhci.0", "port": port, "chardev": chardev, "always-plugged": true, "serial": serial})
+}
+
+/// The one container of a workload that runs.
+fn one(vm: &mut Vm, workload: &str) -> Result<Value> {
+    on_guest::in_phase(vm, workload, "running")
+}
+
+fn hub(vm: &mut Vm) -> Result<()> {
+    on_guest::agent(vm)?;
+    let behind = r#"ATTRS{bDeviceClass}=="09", KERNELS=="*-*""#;
+    let documents = workload("box", "shared")
+        + &rule(
+            "box",
+            &format!(
+                "  bundle:\n    by: $id\n    devices:\n\
+                 \x20   - {{name: port, match: 'SUBSYSTEM==\"tty\", KERNEL==\"ttyUSB*\", {behind}', device: {{path: /dev/port}}}}\n\
+                 \x20   - {{name: disk, match: 'SUBSYSTEM==\"block\", ENV{{DEVTYPE}}==\"disk\", {behind}', device: {{path: /dev/disk}}}}\n\
+                 \x20   - {{name: sound, match: 'SUBSYSTEM==\"usb\", ENV{{DEVTYPE}}==\"usb_device\", ATTR{{idVendor}}==\"46f4\", ATTR{{idProduct}}==\"0002\", {behind}', device: {{path: /dev/sound}}}}\n"
+            ),
+        );
+    on_guest::apply(vm, &documents)?;
+    vm.plug("usb-hub", json!({"id": "hub", "bus": "xhci.0", "port": "4"}))?;
+    vm.plug(
+        "usb-audio",
+        json!({"id": "sound", "bus": "xhci.0", "port": "4.3", "audiodev": "sound0"}),
+    )?;
+    for _ in 0..rounds(2) {
+        vm.plug("usb-serial", adapter("port", "adapter0", "4.1", "HUB1"))?;
+        let partial = on_guest::in_phase(vm, "box", "partial")?;
+        ensure!(partial["reason"].to_string().contains("lacks"), "{partial}");
+        vm.plug(
+            "usb-storage",
+            json!({"id": "disk", "bus": "xhci.0", "port": "4.2", "drive": "disk0"}),
+        )?;
+        let pid = one(vm, "box")?["pid"].as_i64().context("no pid")?;
+        vm.sh(&format!(
+            "cd /proc/{pid}/root/dev && test -c port && test -b disk && test -c sound"
+        ))?;
+        // A device is pulled out: what the three made together ends.
+        vm.unplug("disk")?;
+        on_guest::in_phase(vm, "box", "partial")?;
+        vm.unplug("port")?;
+        vm.until("the port has gone", "! ls /dev/ttyUSB* 2>/dev/null", LIMIT)?;
+    }
+    vm.unplug("sound")?;
+    vm.unplug("hub")?;
+    on_guest::gone(vm, "box")?;
+    on_guest::delete(vm, &documents)
+}
+
+fn twins(vm: &mut Vm) -> Result<()> {
+    on_guest::agent(vm)?;
+    let documents = workload("twin", "shared") + &rule("twin", ADAPTER);
+    on_guest::apply(vm, &documents)?;
+    vm.plug("usb-serial", adapter("a", "adapter0", "1", "SAME"))?;
+    one(vm, "twin")?;
+    vm.plug("usb-serial", adapter("b", "adapter1", "2", "SAME"))?;
+    vm.until("two run", "test $(berth ps | grep -c 'twin.*running') = 2", LIMIT)?;
+    vm.unplug("a")?;
+    vm.until("one runs", "test $(berth ps | grep -c 'twin') = 1", LIMIT)?;
+    vm.unplug("b")?;
+    on_guest::gone(vm, "twin")?;
+    on_guest::delete(vm, &documents)
+}
+
+fn another_port(vm: &mut Vm) -> Result<()> {
+    on_guest::agent(vm)?;
+    let documents = workload("moved", "1") + &rule("moved", &format!("{ADAPTER}  identity: serial\n"));
+    on_guest::apply(vm, &documents)?;
+    let mut before: Option<(String, String)> = None;
+    for port in ["1", "2", "3"].into_iter().cycle().take(rounds(3)) {
+        vm.plug("usb-serial", adapter("a", "adapter0", port, "BERTHA1"))?;
+        let found = one(vm, "moved")?;
+        let is = (found["name"].to_string(), found["cpus"].to_string());
+        ensure!(is.0.contains("bertha1"), "{found}");
+        ensure!(
+            before.as_ref().is_none_or(|before| *before == is),
+            "{before:?}, then {is:?}"
+        );
+        before = Some(is);
+        vm.unplug("a")?;
+        on_guest::gone(vm, "moved")?;
+    }
+    on_guest::delete(vm, &documents)
+}
+
+fn given_back(vm: &mut Vm) -> Result<()> {
+    on_guest::agent(vm)?;
+    let documents = workload("kept", "shared")
+        + &rule(
+            "kept",
+            &format!("{ADAPTER}  identity: serial\n  unplug: {{then: keep}}\n"),
+        );
+    on_guest::apply(vm, &documents)?;
+    vm.plug("usb-serial", adapter("a", "adapter0", "1", "BERTHA2"))?;
+    let found = one(vm, "kept")?;
+    let (pid, name) = (
+        found["pid"].as_i64().context("no pid")?,
+        found["name"].as_str().unwrap_or_default().to_owned(),
+    );
+    for port in ["2", "3"] {
+        // Opened before it goes: what is open stays open, and nothing can be opened any more.
+        vm.unplug("a")?;
+        vm.until(
+            "the node inside has gone",
+            &format!("test ! -e /proc/{pid}/root/dev/port"),
+            LIMIT,
+        )?;
+        vm.plug("usb-serial", adapter("a", "adapter0", port, "BERTHA2"))?;
+        vm.until(
+            "the node inside is back",
+            &format!("test -c /proc/{pid}/root/dev/port"),
+            LIMIT,
+        )?;
+        // The program of the device filter lets it in: opening needs no modem line on a null back end.
+        vm.until(
+            "it opens inside",
+            &format!("berth exec {name} /bin/sh -c ': <>/dev/port'"),
+            LIMIT,
+        )?;
+        vm.sh(&format!("berth prove {name}"))?;
+        ensure!(
+            one(vm, "kept")?["pid"].as_i64() == Some(pid),
+            "it was started anew"
+        );
+    }
+    on_guest::delete(vm, &documents)?;
+    vm.unplug("a")?;
+    on_guest::gone(vm, "kept")
+}
+
+fn while_away(vm: &mut Vm) -> Result<()> {
+    on_guest::agent(vm)?;
+    let documents = workload("away", "shared") + &rule("away", ADAPTER);
+    on_guest::apply(vm, &documents)?;
+    on_guest::kill_agent(vm)?;
+    vm.plug("usb-serial", adapter("a", "adapter0", "1", "BERTHA3"))?;
+    vm.until("the kernel has it", "ls /dev/ttyUSB0", LIMIT)?;
+    on_guest::agent(vm)?;
+    let name = on_guest::running(vm, "away")?;
+    let starts = vm.sh(&format!("berth events | grep -c 'started.*{name}'; true"))?;
+    ensure!(starts.trim() == "1", "{starts} starts");
+    on_guest::kill_agent(vm)?;
+    vm.unplug("a")?;
+    vm.until(
+        "the kernel has it no more",
+        "! ls /dev/ttyUSB0 2>/dev/null",
+        LIMIT,
+    )?;
+    on_guest::agent(vm)?;
+    on_guest::gone(vm, "away")?;
+    on_guest::delete(vm, &documents)
+}
