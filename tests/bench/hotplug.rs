@@ -88,7 +88,7 @@ fn gone(agent: &mut Agent, workload: &str) -> Result<()> {
 }
 
 pub(crate) fn run(table: &mut Table, rounds: usize) -> Result<()> {
-    for (name, armed, bound) in [("cold", "0", 15.0), ("armed", "1", 4.0)] {
+    for (name, armed, bound) in [("cold", "0", 10.0), ("armed", "1", 2.0)] {
         let mut agent = Agent::start("bench-plug")?;
         agent.apply(&DOCUMENTS.replace("ARMED", armed))?;
         let mut sample = Sample::default();
@@ -114,7 +114,161 @@ pub(crate) fn run(table: &mut Table, rounds: usize) -> Result<()> {
         );
         agent.finish()?;
     }
+    matching(table)?;
+    do_it_yourself(table, rounds)?;
     interface(table, rounds)
+}
+
+/// A thousand rules against a thousand devices, as at the agent's start: `berth device simulate` over a recording, less
+/// the same with one rule.
+fn matching(table: &mut Table) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let workload =
+        "apiVersion: berth/v1\nkind: Workload\nmetadata: {name: w}\nspec: {image: x, run: onDevice}\n";
+    let mut yaml = [workload.to_owned(), workload.to_owned()];
+    for n in 0..1000 {
+        let rule = format!(
+            "---\napiVersion: berth/v1\nkind: HotplugRule\nmetadata: {{name: r{n}}}\nspec: {{workload: w, match: 'SUBSYSTEM==\"tty\", KERNEL==\"ttyS*\", ENV{{ID_SERIAL}}==\"S{n}x\"'}}\n"
+        );
+        yaml[0] += &rule;
+        if n == 0 {
+            yaml[1] += &rule;
+        }
+    }
+    let mut recording = "{\"berthRecording\":1,\"source\":\"udev\"}\n".to_owned();
+    for n in 0..1000 {
+        recording += &format!(
+            "{{\"there\":{{\"devpath\":\"/devices/platform/tty/ttyS{n}\",\"properties\":{{\"SUBSYSTEM\":\"tty\",\"ID_SERIAL\":\"S{n}\"}}}}}}\n"
+        );
+    }
+    std::fs::write(dir.path().join("recording"), recording)?;
+    let mut samples = [Sample::default(), Sample::default()];
+    for _ in 0..10 {
+        for (n, text) in yaml.iter().enumerate() {
+            let file = dir.path().join(format!("{n}.yaml"));
+            std::fs::write(&file, text)?;
+            let begin = now();
+            let out = std::process::Command::new(berth_tests::agent::binary())
+                .args(["device", "simulate", "--rules"])
+                .args([&file, &dir.path().join("recording")])
+                .output()?;
+            anyhow::ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+            samples[n].push((now() - begin) / 1e6);
+        }
+    }
+    let [many, one] = samples;
+    table.beside(
+        "simulate: 1000 rules x 1000 devices, documents read",
+        "ms",
+        &many,
+        ("one rule", &one),
+        None,
+    );
+    Ok(())
+}
+
+/// What one does without berth: a rule of udev whose RUN starts a container with crun. udevd's own events and workers,
+/// the same bundle as of the runtimes' rows; the end is the container's own first instruction (it writes the time).
+fn do_it_yourself(table: &mut Table, rounds: usize) -> Result<()> {
+    let udevd = ["/lib/systemd/systemd-udevd", "/usr/lib/systemd/systemd-udevd"]
+        .into_iter()
+        .find(|path| std::path::Path::new(path).exists());
+    let crun = std::process::Command::new("crun").arg("--version").output();
+    let (Some(udevd), Ok(_)) = (udevd, crun) else {
+        println!("no row for udev's RUN: it needs systemd-udevd and crun");
+        return Ok(());
+    };
+    let dir = tempfile::tempdir()?;
+    let bundle = crate::bundles::write(
+        dir.path(),
+        "run",
+        &["SCMP_ARCH_X86_64"],
+        &["/bin/sh", "-c", "exec /bin/cat /proc/uptime"],
+    )?;
+    let out = dir.path().join("out");
+    let script = dir.path().join("start.sh");
+    std::fs::write(
+        &script,
+        format!(
+            "#!/bin/sh\ncrun --root {0}/state run --bundle {1} berth-bench-run-$1 >{0}/new </dev/null 2>&1; mv {0}/new {2}\n",
+            dir.path().display(),
+            bundle.dir.display(),
+            out.display()
+        ),
+    )?;
+    let rule = dir.path().join("99-berth-bench.rules");
+    std::fs::write(
+        &rule,
+        format!(
+            "ACTION==\"add\", KERNEL==\"loop501\", RUN+=\"/bin/sh {} $number\"\n",
+            script.display()
+        ),
+    )?;
+    // In namespaces of its own: nobody else sees a udevd, and it knows this one rule.
+    let ready = dir.path().join("ready");
+    let room = format!(
+        "for d in /run /etc/udev /usr/lib/udev; do mkdir -p $d; mount -t tmpfs tmpfs $d; done; mkdir -p /run/udev/rules.d && \
+         cp {} /run/udev/rules.d/ && touch {} && exec {udevd}",
+        rule.display(),
+        ready.display()
+    );
+    let mut daemon = std::process::Command::new("unshare")
+        .args(["--net", "--mount", "sh", "-c", &room])
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()?;
+    let measured = (|| -> Result<Sample> {
+        let begin = std::time::Instant::now();
+        while !ready.exists() {
+            anyhow::ensure!(begin.elapsed().as_secs() < 10, "udevd does not come up");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        // From there to listening.
+        std::thread::sleep(std::time::Duration::from_secs(2));
+        let mut sample = Sample::default();
+        let mut disk = Loop::number(501);
+        for round in 0..rounds + 2 {
+            let begin = uptime();
+            disk.plug()?;
+            let wait = std::time::Instant::now();
+            while !out.exists() {
+                anyhow::ensure!(wait.elapsed().as_secs() < 20, "RUN did not start the container");
+                std::thread::sleep(std::time::Duration::from_millis(2));
+            }
+            let said = std::fs::read_to_string(&out)?;
+            std::fs::remove_file(&out)?;
+            let at: f64 = said
+                .split_whitespace()
+                .next()
+                .and_then(|t| t.parse().ok())
+                .with_context(|| format!("the container said {said:?}"))?;
+            disk.unplug()?;
+            if round >= 2 {
+                // /proc/uptime counts in hundredths: half of one is added on average.
+                sample.push((at - begin) * 1e3 + 5.0);
+            }
+        }
+        Ok(sample)
+    })();
+    let ended = nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(i32::try_from(daemon.id())?),
+        nix::sys::signal::Signal::SIGTERM,
+    );
+    daemon.wait()?;
+    ended?;
+    table.alone(
+        "do it yourself: udev RUN → crun run → first output",
+        "ms",
+        &measured?,
+        None,
+    );
+    Ok(())
+}
+
+/// Seconds since boot, CLOCK_BOOTTIME.
+fn uptime() -> f64 {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME)
+        .map_or(0.0, |t| t.tv_sec() as f64 + t.tv_nsec() as f64 / 1e9)
 }
 
 /// The interface. Making the pair and moving one end are the kernel's work, tens of milliseconds under its one lock

@@ -75,7 +75,7 @@ fn agent(folder: &Path) -> (Agent, UnboundedReceiver<Input>) {
         state: State::new(node),
         desired: store::Desired::default(),
         rebuild: false,
-        devices: Devices::open(EventSource::Kernel, false).unwrap(),
+        devices: Devices::open(EventSource::Kernel, 1 << 20, false).unwrap(),
         links: BTreeMap::new(),
         serial: 0,
         resolve: Box::new(|reference| match reference {
