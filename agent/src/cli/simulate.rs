@@ -179,7 +179,7 @@ fn run(recording: &Path, set: &Set, sys: &Path, cores: u32) -> anyhow::Result<Ve
     let file = File::open(recording).with_context(|| recording.display().to_string())?;
     let named = |e: berth_hotplug::recording::RecordingError| {
         let hint = e.hint();
-        with_hint(&format!("{}: {e}", recording.display()), hint)
+        with_hint(format!("{}: {e}", recording.display()), hint)
     };
     let mut reader = Reader::open(BufReader::new(file), sys).map_err(named)?;
     let mut matcher = Matcher::new(false);
