@@ -122,6 +122,25 @@ pub(crate) const ARM64: Spec = Spec {
     ..BASE
 };
 
+/// A node as meta-berth's image makes it: no udevd, images in a sealed read-only store.
+pub(crate) const FIRMWARE: Spec = Spec {
+    name: "firmware",
+    append: "rig.udevd=off",
+    qemu: crate::devices::BACKENDS,
+    share: crate::firmware::amd64,
+    setup: crate::firmware::SETUP,
+    ..BASE
+};
+
+/// The same on arm64.
+pub(crate) const FIRMWARE_ARM64: Spec = Spec {
+    name: "firmware-arm64",
+    arch: "arm64",
+    kernel: "linux-image-6.12-rt-arm64",
+    share: crate::firmware::arm64,
+    ..FIRMWARE
+};
+
 /// PREEMPT_RT 6.1: no remote partitions, no overlayfs with a parameter for each layer.
 pub(crate) const RT_61: Spec = Spec {
     name: "rt-6.1",

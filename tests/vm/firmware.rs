@@ -48,10 +48,15 @@ fn store(share: &Path, architecture: &str, archives: &Path) -> Result<()> {
         .args(["-quiet", "-no-progress", "-comp", "gzip"])
         .output()
         .context("mksquashfs (apt-get install squashfs-tools)")?;
-    ensure!(made.status.success(), "mksquashfs: {}", String::from_utf8_lossy(&made.stderr));
+    ensure!(
+        made.status.success(),
+        "mksquashfs: {}",
+        String::from_utf8_lossy(&made.stderr)
+    );
     let files = workspace().join("yocto/meta-berth/recipes-berth/berth/files");
     for name in ["berth.init", "node.yaml"] {
-        std::fs::copy(files.join(name), share.join(name)).with_context(|| files.join(name).display().to_string())?;
+        std::fs::copy(files.join(name), share.join(name))
+            .with_context(|| files.join(name).display().to_string())?;
     }
     Ok(())
 }
@@ -59,8 +64,14 @@ fn store(share: &Path, architecture: &str, archives: &Path) -> Result<()> {
 /// In order: each finds what the one before it left.
 pub(crate) fn tests(guest: &Guest) -> Vec<Trial> {
     let mut tests = vec![
-        guest.test("the init script starts launcher and agent, and they are kept", init),
-        guest.test("the images are the firmware's, on a file system nobody can write", images),
+        guest.test(
+            "the init script starts launcher and agent, and they are kept",
+            init,
+        ),
+        guest.test(
+            "the images are the firmware's, on a file system nobody can write",
+            images,
+        ),
     ];
     tests.extend(devices::some(guest, &["usb-serial", "virtio-net"]));
     tests.push(guest.test("the script stops both and leaves the workload alone", stop));
@@ -69,9 +80,16 @@ pub(crate) fn tests(guest: &Guest) -> Vec<Trial> {
 }
 
 fn init(vm: &mut Vm) -> Result<()> {
-    let facts = vm.sh("tr '\\0' ' ' </proc/1/cmdline; pidof systemd-udevd systemd; ls /run/udev 2>/dev/null; true")?;
-    ensure!(facts.contains("init") && !facts.contains("systemd") && facts.lines().count() == 1, "{facts}");
-    ensure!(vm.run("/etc/init.d/berth status")?.0 == 3, "it runs before it was started");
+    let facts =
+        vm.sh("tr '\\0' ' ' </proc/1/cmdline; pidof systemd-udevd systemd; ls /run/udev 2>/dev/null; true")?;
+    ensure!(
+        facts.contains("init") && !facts.contains("systemd") && facts.lines().count() == 1,
+        "{facts}"
+    );
+    ensure!(
+        vm.run("/etc/init.d/berth status")?.0 == 3,
+        "it runs before it was started"
+    );
     vm.sh("/etc/init.d/berth start")?;
     vm.until("the agent answers", "berth ps", LIMIT)?;
     vm.sh("/etc/init.d/berth status")?;
@@ -84,7 +102,10 @@ fn init(vm: &mut Vm) -> Result<()> {
         vm.sh(&format!("kill -9 {}", before.trim()))?;
         vm.until(
             &format!("the {name} is started again"),
-            &format!("now=$(cat /run/berth/{name}.child) && [ \"$now\" != {} ] && kill -0 \"$now\"", before.trim()),
+            &format!(
+                "now=$(cat /run/berth/{name}.child) && [ \"$now\" != {} ] && kill -0 \"$now\"",
+                before.trim()
+            ),
             LIMIT,
         )?;
     }
@@ -96,7 +117,10 @@ fn images(vm: &mut Vm) -> Result<()> {
     let listed: serde_json::Value = serde_json::from_str(&listed).context(listed)?;
     let all = listed.as_array().context("no list")?;
     ensure!(
-        all.len() == 2 && all.iter().all(|one| one["preloaded"] == true && one["problem"].is_null()),
+        all.len() == 2
+            && all
+                .iter()
+                .all(|one| one["preloaded"] == true && one["problem"].is_null()),
         "{listed}"
     );
     let (code, said) = vm.run("touch /usr/share/berth/images/x")?;
@@ -110,7 +134,9 @@ const COUNTER: &str = "apiVersion: berth/v1\nkind: Workload\nmetadata: {name: co
 fn stop(vm: &mut Vm) -> Result<()> {
     crate::on_guest::apply(vm, COUNTER)?;
     let name = crate::on_guest::running(vm, "counter")?;
-    let pid = |vm: &mut Vm| vm.sh(&format!("berth inspect {name} -o json | tr ',' '\\n' | sed -n 's/.*\"pid\": *\\([0-9]*\\).*/\\1/p' | head -n 1"));
+    let pid = |vm: &mut Vm| {
+        vm.sh(&format!("berth inspect {name} -o json | tr ',' '\\n' | sed -n 's/.*\"pid\": *\\([0-9]*\\).*/\\1/p' | head -n 1"))
+    };
     let before = pid(vm)?;
     ensure!(!before.trim().is_empty(), "no pid of {name}");
     vm.sh("/etc/init.d/berth stop")?;
@@ -141,5 +167,54 @@ fn tampered(vm: &mut Vm) -> Result<()> {
     let (code, listed) = vm.run("berth image ls")?;
     ensure!(code == 0 && listed.contains("its seal is"), "{listed}");
     crate::on_guest::delete(vm, COUNTER)?;
-    vm.sh("mv /root/seal /usr/share/berth/images.seal; /etc/init.d/berth stop").map(drop)
+    vm.sh("mv /root/seal /usr/share/berth/images.seal; /etc/init.d/berth stop")
+        .map(drop)
+}
+
+/// The kernel options of meta-berth against the guests' own kernels: every guest that was built has its config.
+pub(crate) fn options() -> Vec<Trial> {
+    vec![Trial::test(
+        "firmware::every kernel option of meta-berth is spelt as the kernels spell it",
+        || spelling().map_err(|e| format!("{e:#}").into()),
+    )]
+}
+
+fn spelling() -> Result<()> {
+    let mut known = std::collections::BTreeSet::new();
+    let mut kernels = 0;
+    for entry in std::fs::read_dir(berth_tests::vm::out())?.flatten() {
+        let Ok(text) = std::fs::read_to_string(entry.path().join("config")) else {
+            continue;
+        };
+        kernels += 1;
+        known.extend(text.lines().filter_map(option).map(str::to_owned));
+    }
+    ensure!(kernels > 0, "no guest was built: no kernel to compare with");
+    let folder = workspace().join("yocto/meta-berth/recipes-kernel/linux/files/berth");
+    let mut asked = 0;
+    let mut unknown = Vec::new();
+    for entry in std::fs::read_dir(&folder)?.flatten() {
+        if entry.path().extension().is_none_or(|e| e != "cfg") {
+            continue;
+        }
+        for name in std::fs::read_to_string(entry.path())?.lines().filter_map(option) {
+            asked += 1;
+            if !known.contains(name) {
+                unknown.push(format!("{}: CONFIG_{name}", entry.file_name().display()));
+            }
+        }
+    }
+    ensure!(
+        asked > 80,
+        "only {asked} options were read in {}",
+        folder.display()
+    );
+    ensure!(unknown.is_empty(), "none of {kernels} kernels knows {unknown:?}");
+    Ok(())
+}
+
+/// The option that a line of a kernel configuration is about.
+fn option(line: &str) -> Option<&str> {
+    let set = || Some(line.strip_prefix("CONFIG_")?.split_once('=')?.0);
+    set().or_else(|| line.strip_prefix("# CONFIG_")?.strip_suffix(" is not set"))
 }

@@ -9,6 +9,7 @@ mod cloud;
 mod devices;
 mod dist;
 mod escape;
+mod firmware;
 mod journey;
 mod on_guest;
 mod plain;
@@ -53,6 +54,8 @@ fn suite() -> Vec<(Spec, Vec<Tests>)> {
         (boots::CLOUD, vec![cloud::tests]),
         (boots::SYSTEMD, vec![systemd::tests]),
         (boots::ARM64, vec![arm64::tests]),
+        (boots::FIRMWARE, vec![firmware::tests]),
+        (boots::FIRMWARE_ARM64, vec![firmware::tests]),
     ]
 }
 
@@ -79,6 +82,7 @@ fn main() -> ExitCode {
         let specs: Vec<Spec> = suite().into_iter().map(|(spec, _)| spec).collect();
         std::thread::spawn(move || specs.iter().map(Spec::config).filter(Result::is_err).count());
     }
+    trials.append(&mut firmware::options());
     let listing = arguments.list;
     let conclusion = libtest_mimic::run(&arguments, trials);
     // What was skipped is a failure unless the committed list has it.
