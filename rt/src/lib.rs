@@ -10,6 +10,7 @@ pub mod cpu;
 pub mod ethtool;
 pub mod knob;
 pub mod machine;
+pub mod latency;
 pub mod node;
 pub mod partition;
 pub mod performance_profile;
