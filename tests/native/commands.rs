@@ -276,6 +276,18 @@ fn metrics() -> Result<()> {
         text.starts_with("HTTP/1.1 200") && text.contains("# TYPE berth_"),
         "{text}"
     );
+    // Its shell has been given the CPU, and that is counted where the kernel keeps an account.
+    let counted = text
+        .lines()
+        .find_map(|l| {
+            l.strip_prefix("berth_run_delay_seconds_count{source=\"schedstat\",workload=\"sleeper\"} ")
+        })
+        .and_then(|count| count.trim().parse::<u64>().ok());
+    let kept = std::path::Path::new("/proc/self/schedstat").exists();
+    ensure!(
+        kept == counted.is_some_and(|n| n > 0),
+        "an account: {kept}, counted: {counted:?}\n{text}"
+    );
     agent.finish()
 }
 

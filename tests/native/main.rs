@@ -12,6 +12,7 @@ mod docs;
 mod drift;
 mod escape;
 mod journey;
+mod latency;
 mod oci;
 mod plug;
 mod preloaded;
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
             roles::tests,
             sandbox::tests,
             cycles::tests,
+            latency::tests,
             docs::tests,
             profiles::tests,
         ] {

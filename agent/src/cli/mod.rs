@@ -14,6 +14,7 @@ mod exec;
 mod generate;
 mod image;
 mod inspect;
+mod latency;
 mod launcher;
 mod logs;
 mod node;
@@ -105,6 +106,8 @@ enum Command {
     Run(run::RunArgs),
     /// Show what was promised beside what the kernel says; 0 only if all holds
     Prove(prove::ProveArgs),
+    /// Measure wake-up latency on the host's cores and inside a container
+    Latency(latency::LatencyArgs),
     /// Devices and the rules that match them
     #[command(subcommand)]
     Device(device::DeviceCommand),
@@ -189,6 +192,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Events(args) => events::main(&folders, &args),
         Command::Run(args) => run::main(&folders, args),
         Command::Prove(args) => prove::main(&folders, args),
+        Command::Latency(args) => latency::main(&folders, &args),
         Command::Device(command) => device::main(&folders, command),
         Command::Node(command) => node::main(&folders, command),
         Command::Image(command) => image::main(&folders, command),

@@ -172,7 +172,8 @@ fn ended(details: &Details) -> ExitCode {
     no()
 }
 
-fn remove_log(folders: &Folders, id: &str) {
+/// An ephemeral container's log goes with it.
+pub(super) fn remove_log(folders: &Folders, id: &str) {
     let path = folders.log(id);
     for path in [path.clone(), format!("{}.1", path.display()).into()] {
         if let Err(error) = std::fs::remove_file(&path)

@@ -4,7 +4,7 @@
 use prometheus::core::Collector;
 use prometheus::{Encoder, Registry, TextEncoder};
 
-use super::{audit, devices, events, http, launcher, observe, server, store, watchdog};
+use super::{audit, devices, events, http, launcher, observe, server, store, wakeups, watchdog};
 
 /// Every group.
 pub(crate) struct Metrics {
@@ -17,6 +17,7 @@ pub(crate) struct Metrics {
     pub api: server::Metrics,
     pub audit: audit::Metrics,
     pub store: store::Metrics,
+    pub wakeups: wakeups::Wakeups,
     pub watchdog: watchdog::Metrics,
 }
 
@@ -46,6 +47,7 @@ impl Metrics {
             api: server::Metrics::new(&registry)?,
             audit: audit::Metrics::new(&registry)?,
             store: store::Metrics::new(&registry)?,
+            wakeups: wakeups::Wakeups::new(&registry)?,
             watchdog: watchdog::Metrics::new(&registry)?,
             registry,
         })

@@ -37,6 +37,7 @@ mod store;
 mod tests;
 mod view;
 mod wait;
+mod wakeups;
 pub(crate) mod watchdog;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -351,6 +352,7 @@ impl Agent {
             Input::Metrics { status, reply } => {
                 self.metrics.http.requests.with_label_values(&[status]).inc();
                 self.metrics.containers.levels(&self.state);
+                self.metrics.wakeups.look(&self.state);
                 // The reader may have gone.
                 let _ = reply.send(self.metrics.text());
             }

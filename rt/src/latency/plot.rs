@@ -183,7 +183,9 @@ fn micros(ns: u64) -> String {
 }
 
 fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
 }
 
 #[cfg(test)]
@@ -203,7 +205,10 @@ mod tests {
         ];
         let picture = svg("a & b", &curves);
         assert!(picture.starts_with("<svg ") && picture.ends_with("</svg>\n"));
-        assert!(picture.contains("host &lt;1&gt;: p50 10.0,") && picture.contains("a &amp; b"), "{picture}");
+        assert!(
+            picture.contains("host &lt;1&gt;: p50 10.0,") && picture.contains("a &amp; b"),
+            "{picture}"
+        );
         assert!(picture.contains("max 12000.0 µs") && picture.contains(">10 ms<"));
         for number in picture
             .split(|c: char| !(c.is_ascii_digit() || c == '.' || c == '-'))
