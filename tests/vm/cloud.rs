@@ -4,6 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use berth_tests::vm::Vm;
 use libtest_mimic::Trial;
+use serde_json::Value;
 
 use crate::boots::Guest;
 use crate::{devices, on_guest};
@@ -11,6 +12,7 @@ use crate::{devices, on_guest};
 pub(crate) fn tests(guest: &Guest) -> Vec<Trial> {
     let mut tests = vec![
         guest.test("a node without PREEMPT_RT", node),
+        guest.test("what it lacks is a finding, not a failure", findings),
         guest.test("fifo on a whole core", fifo),
     ];
     tests.extend(devices::some(guest, &["virtio-net", "nvme"]));
@@ -25,6 +27,29 @@ fn node(vm: &mut Vm) -> Result<()> {
     );
     on_guest::agent(vm)?;
     vm.sh("berth node show && berth ps").map(drop)
+}
+
+fn findings(vm: &mut Vm) -> Result<()> {
+    let yaml =
+        "apiVersion: berth/v1\nkind: Node\nmetadata: {name: guest}\nspec:\n  realtime: {kernel: true}\n";
+    let (code, text) = vm.run(&format!(
+        "cat >/tmp/node.yaml <<'EOF'\n{yaml}\nEOF\nberth node check --from /tmp/node.yaml -o json"
+    ))?;
+    let checked: Value = serde_json::from_str(&text).with_context(|| text.clone())?;
+    ensure!(code == 1, "exit {code}: {text}");
+    let found = checked["findings"].as_array().context("no findings")?;
+    let kernel = found
+        .iter()
+        .find(|finding| finding["knob"] == "realtime-kernel")
+        .with_context(|| format!("no word of the kernel: {text}"))?;
+    ensure!(
+        kernel["state"] != "ok" && kernel["mend"].is_string(),
+        "the kernel: {kernel}"
+    );
+    // The document holds all the same, and the agent goes on with it.
+    on_guest::apply(vm, yaml)?;
+    vm.sh("berth ps")?;
+    on_guest::delete(vm, yaml)
 }
 
 pub(crate) fn fifo(vm: &mut Vm) -> Result<()> {
