@@ -249,6 +249,11 @@ impl Vm {
         self.keep = false;
     }
 
+    /// What the guest has said on its console so far.
+    pub fn console(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.dir.join("console.log")).unwrap_or_default()).into_owned()
+    }
+
     fn console_end(&self) -> String {
         let text = fs::read(self.dir.join("console.log")).unwrap_or_default();
         String::from_utf8_lossy(&text[text.len().saturating_sub(3000)..]).into_owned()

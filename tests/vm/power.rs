@@ -9,13 +9,14 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use berth_tests::vm::{Config, Shape, Vm, make_disk, out};
 use libtest_mimic::{Failed, Trial};
 
 use crate::boots::{BASE, Spec};
+use crate::devices::LIMIT;
 
 /// The kernel that boots fastest, one CPU, nothing plugged, no udevd.
 pub(crate) const POWER: Spec = Spec {
@@ -30,8 +31,10 @@ pub(crate) const POWER: Spec = Spec {
 const CUTS: u32 = 20;
 /// Guests at once, each with a disk of its own: they have one CPU each.
 const LANES: u32 = 2;
-/// Between the beginning of the work and the cut, in milliseconds.
-const LONGEST: u64 = 4000;
+/// Commands that are answered before the cut: fewer than this. A loaded machine takes longer, and cuts no earlier.
+const ANSWERS: u64 = 6;
+/// And from then to the cut, in milliseconds: less than this.
+const LONGEST: u64 = 1000;
 
 const DOCUMENTS: &str = r#"apiVersion: berth/v1
 kind: Workload
@@ -115,10 +118,7 @@ fn all(cuts: u32) -> Result<()> {
             let acknowledged: u32 = lanes.iter().map(|lane| lane.acknowledged).sum();
             println!("power: {acknowledged} loads, applies and removals were answered before the cuts");
             // A run in which nothing was ever promised has shown nothing.
-            ensure!(
-                acknowledged > cuts,
-                "only {acknowledged} commands were answered in {cuts} rounds"
-            );
+            ensure!(acknowledged > 0, "no command was ever answered");
             Ok(())
         }
         Err(e) => {
@@ -241,8 +241,17 @@ impl<'a> Lane<'a> {
             "setsid sh /host/work.sh {} >/dev/null 2>&1 </dev/null & true",
             self.promised.begun
         ))?;
-        let wait = 300 + self.random(LONGEST);
-        std::thread::sleep(Duration::from_millis(wait));
+        let (answers, then) = (self.random(ANSWERS), self.random(LONGEST));
+        let begun = Instant::now();
+        while vm.console().matches("ACK ").count() < usize::try_from(answers)? {
+            ensure!(
+                begun.elapsed() < LIMIT,
+                "not {answers} answers within {LIMIT:?}:\n{}",
+                vm.console()
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        std::thread::sleep(Duration::from_millis(then));
         vm.keep();
         let console = vm.cut()?;
         self.promised.read(&console)?;
