@@ -91,10 +91,16 @@ fn install(vm: &mut Vm) -> Result<()> {
     let said = vm.sh(&format!("{DPKG} -i /root/first.deb"))?;
     units(vm).with_context(|| said)?;
     let there = vm.sh(
-        "systemctl is-enabled berth berth-launcher; grep -c ^berth- /etc/group; stat -c '%a %n' /run/berth /var/lib/berth /etc/berth
+        "systemctl is-enabled berth berth-launcher; grep -o '^berth-[a-z]*' /etc/group; stat -c '%a %n' /run/berth /var/lib/berth /etc/berth
          ls /usr/share/man/man1/berth.1.gz /usr/share/man/man8/berth.service.8.gz; berth --version",
     )?;
-    for line in ["enabled\nenabled\n2\n", "755 /run/berth", "755 /etc/berth"] {
+    for line in [
+        "enabled\nenabled\n",
+        "berth-read\n",
+        "berth-operate\n",
+        "755 /run/berth",
+        "755 /etc/berth",
+    ] {
         ensure!(there.contains(line), "no {line:?} in\n{there}");
     }
     vm.sh("for i in busybox worker; do berth image load /root/berth-sample-$i.tar; done")?;
