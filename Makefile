@@ -13,7 +13,7 @@ CROSS := RUSTC=/usr/bin/rustc PKG_CONFIG_ALLOW_CROSS=1 \
 # draws new ones.
 export PROPTEST_RNG_SEED ?= 20261121
 
-.PHONY: help setup build samples samples-arm64 run test test-unit test-native test-escape vm test-long check bench cross cross-arm64 deb yocto-crates clean
+.PHONY: help setup build samples samples-arm64 run test test-unit test-native test-escape test-density vm test-long check bench cross cross-arm64 deb yocto-crates clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -46,11 +46,15 @@ test-unit: ## unit, table and property tests of every crate, and those on this m
 
 test-native: samples ## the journeys on this machine's kernel
 	@.ci/setup test
-	cargo test --locked -p berth-tests --lib --test native
+	cargo test --locked -p berth-tests --lib --test native --test fuzz
 
 test-escape: build ## published escapes against berth, crun and runc: the table of docs/escape.md
 	@.ci/setup bench
 	BERTH_ESCAPE_SECONDS=10 cargo run --locked -q -p berth-tests --bin berth-escape -- all berth crun runc
+
+test-density: samples ## 1,000 containers at once, and what each costs
+	@.ci/setup test
+	BERTH_DENSITY=1000 cargo test --locked -p berth-tests --test native density -- --nocapture
 
 vm: samples samples-arm64 ## the guests: PREEMPT_RT, cgroup v2, real hotplug, systemd, arm64, power cuts
 	@.ci/setup vm

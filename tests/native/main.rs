@@ -8,16 +8,19 @@ mod bundle;
 mod commands;
 mod crash;
 mod cycles;
+mod density;
 mod docs;
 mod drift;
 mod escape;
 mod journey;
 mod latency;
+mod network;
 mod oci;
 mod plug;
 mod preloaded;
 mod profiles;
 mod refusals;
+mod robust;
 mod roles;
 mod sabotage;
 mod sandbox;
@@ -56,6 +59,8 @@ fn main() -> ExitCode {
             oci::tests,
             sabotage::tests,
             escape::tests,
+            network::tests,
+            robust::tests,
             journey::tests,
             plug::tests,
             commands::tests,
@@ -68,6 +73,7 @@ fn main() -> ExitCode {
             sandbox::tests,
             cycles::tests,
             latency::tests,
+            density::tests,
             docs::tests,
             profiles::tests,
         ] {

@@ -40,7 +40,7 @@ pub use state::{STATE_VERSION, StateError};
 pub use tree::{MAX_BYTES, MAX_DEPTH, MAX_NODES};
 pub use values::{AbsolutePath, Duration, Name, Size, ValueError};
 pub use workload::{
-    Budget, CpuRequest, DEFAULT_PROFILE, EnvVar, Isolation, Mount, Network, Policy, Realtime, Restart,
-    RestartPolicy, Run, Scheduling, Stop, WorkloadSpec,
+    Budget, Cni, CpuRequest, DEFAULT_PROFILE, EnvVar, Isolation, Mount, Network, Policy, Port, Protocol,
+    Realtime, Restart, RestartPolicy, Run, Scheduling, Stop, WorkloadSpec,
 };
 pub use write::{WriteError, to_yaml};

@@ -244,7 +244,7 @@ impl Default for Stop {
 }
 
 /// A workload's network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Network {
     /// A namespace of its own with loopback only.
@@ -252,6 +252,59 @@ pub enum Network {
     None,
     /// The node's own.
     Host,
+    /// A namespace of its own, with an interface of a network of the node's CNI plug-ins.
+    Cni(Cni),
+}
+
+/// A network that the node's CNI plug-ins make.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cni {
+    /// `name` in a .conflist of /etc/berth/cni or /etc/cni/net.d.
+    pub network: String,
+    /// Ports of the node that lead inside.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<Port>,
+}
+
+/// A port of the node that leads to one inside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Port {
+    /// Of the node, 1 to 65535.
+    pub host: u16,
+    /// Inside, 1 to 65535.
+    pub container: u16,
+    /// tcp where absent.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// The node's address it is bound to; all where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<std::net::IpAddr>,
+}
+
+/// Of a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP.
+    #[default]
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+impl Protocol {
+    /// As it is written.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        }
+    }
 }
 
 /// A host file or folder inside the container.

@@ -11,7 +11,7 @@ use crate::document::shown;
 use crate::fault::Problem;
 use crate::values::{AbsolutePath, Duration};
 use crate::workload::{
-    CpuRequest, Isolation, Mount, Network, PIDS_MAX, Policy, Realtime, Scheduling, WorkloadSpec,
+    Cni, CpuRequest, Isolation, Mount, Network, PIDS_MAX, Policy, Realtime, Scheduling, WorkloadSpec,
 };
 
 /// The kernel refuses a SCHED_DEADLINE runtime below 2^10 ns.
@@ -57,6 +57,9 @@ impl WorkloadSpec {
         }
         self.lifecycle(&mut problems);
         mounts(&self.mounts, &mut problems);
+        if let Network::Cni(cni) = &self.network {
+            network(cni, &mut problems);
+        }
         problems
     }
 
@@ -316,6 +319,43 @@ impl WorkloadSpec {
     /// Whether a network interface may be moved into it.
     pub fn takes_interfaces(&self) -> bool {
         self.network != Network::Host
+    }
+}
+
+fn network(cni: &Cni, problems: &mut Vec<Problem>) {
+    let first = cni
+        .network
+        .bytes()
+        .next()
+        .is_some_and(|b| b.is_ascii_alphanumeric());
+    let rest = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    if !first || cni.network.len() > 64 || !cni.network.bytes().all(rest) {
+        problems.push(
+            Problem::new(
+                "spec.network.cni.network",
+                format!("found `{}`", shown(&cni.network)),
+            )
+            .expected("letters, digits, `.`, `_` and `-`, at most 64, a letter or digit first")
+            .hint("it is the `name` in a .conflist of /etc/berth/cni or /etc/cni/net.d, not a path"),
+        );
+    }
+    let mut seen = BTreeSet::new();
+    for (index, port) in cni.ports.iter().enumerate() {
+        let at = |field: &str| format!("spec.network.cni.ports[{index}].{field}");
+        for (field, number) in [("host", port.host), ("container", port.container)] {
+            if number == 0 {
+                problems.push(Problem::new(at(field), "found 0").expected("1 to 65535"));
+            }
+        }
+        if !seen.insert((port.host, port.protocol, port.address)) {
+            problems.push(
+                Problem::new(
+                    at("host"),
+                    format!("port {}/{} is given twice", port.host, port.protocol.as_str()),
+                )
+                .expected("each port of the node once"),
+            );
+        }
     }
 }
 

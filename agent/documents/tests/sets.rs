@@ -44,7 +44,7 @@ fn the_example_means_what_it_says() {
     let set = examples();
     let pump = &set.workloads["pump"].spec;
     assert_eq!(pump.cpus, CpuRequest::Whole(1.try_into().unwrap()));
-    assert_eq!((pump.run, pump.network), (Run::Always, Network::None));
+    assert_eq!((pump.run, &pump.network), (Run::Always, &Network::None));
     assert_eq!(
         (pump.memory, pump.pids),
         (Some(Size::from_bytes(64 << 20)), Some(64))

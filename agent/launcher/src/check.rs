@@ -11,8 +11,8 @@ use berth_rt::cpu::CpuSet;
 
 use crate::socket::MAX_ID;
 use crate::wire::{
-    BindMount, DeviceGrant, InterfaceGrant, LaunchRequest, Network, ProcessRequest, Refusal, StopRequest,
-    VERSION,
+    BindMount, CniRequest, DeviceGrant, InterfaceGrant, LaunchRequest, Network, ProcessRequest, Refusal,
+    StopRequest, VERSION,
 };
 
 /// Least memory a container can be given: the kernel needs this much to exec anything at all.
@@ -108,6 +108,9 @@ pub fn check(request: &LaunchRequest, online: &CpuSet) -> Result<(), Refusal> {
     }
     devices(&request.devices)?;
     interfaces(&request.interfaces, request.network)?;
+    if let Some(cni) = &request.cni {
+        network(cni, request.network)?;
+    }
     mounts(&request.mounts)?;
     stop(request.stop)?;
     if !LOG_BYTES.contains(&request.log_max_bytes) {
@@ -294,6 +297,35 @@ pub fn devices(devices: &[DeviceGrant]) -> Result<(), Refusal> {
         }
         if devices[..n].iter().any(|d| d.path == device.path) {
             return Err(refuse(format!("device path {} is given twice", device.path)));
+        }
+    }
+    Ok(())
+}
+
+/// A network of the node's plug-ins.
+fn network(cni: &CniRequest, namespace: Network) -> Result<(), Refusal> {
+    if namespace == Network::Host {
+        return Err(refuse_hint(
+            "cni with network: host",
+            "a network of its own needs a namespace of its own",
+        ));
+    }
+    if !crate::cni::bare(&cni.network) {
+        return Err(refuse(format!(
+            "cni.network {:?}: letters, digits, '.', '_' and '-', at most 64",
+            cni.network
+        )));
+    }
+    if cni.ports.len() > 256 {
+        return Err(refuse(format!("{} ports: at most 256", cni.ports.len())));
+    }
+    for port in &cni.ports {
+        if port.host == 0 || port.container == 0 || !["tcp", "udp", "sctp"].contains(&port.protocol.as_str())
+        {
+            return Err(refuse(format!(
+                "port {}:{}/{}: 1 to 65535 on both sides, and tcp, udp or sctp",
+                port.host, port.container, port.protocol
+            )));
         }
     }
     Ok(())

@@ -51,6 +51,8 @@ pub struct Inputs<'a> {
     pub storage: &'a Path,
     /// Host paths of the request's mounts, without a link in them, in their order.
     pub sources: &'a [PathBuf],
+    /// With a network of the node's plug-ins: the folder of its files, and the layer with places for them.
+    pub network: Option<&'a (PathBuf, PathBuf)>,
     /// oom_score_adj every container starts with.
     pub oom_score_adj: i32,
 }
@@ -94,7 +96,7 @@ pub fn compose(inputs: &Inputs<'_>) -> Result<Composed, Refusal> {
                 .build()
                 .map_err(built)?,
         )
-        .hostname(request.hostname.clone().unwrap_or_else(|| host_name(&request.id)))
+        .hostname(host(request))
         .mounts(mounts(inputs).map_err(built)?)
         .process(process(inputs, program.iter().cloned().chain(rest).collect())?)
         .linux(linux(inputs).map_err(built)?)
@@ -120,7 +122,12 @@ pub fn compose(inputs: &Inputs<'_>) -> Result<Composed, Refusal> {
         .as_ref()
         .is_some_and(|root| root.readonly() != Some(true));
     let extensions = Extensions {
-        lower: inputs.layers.to_vec(),
+        lower: inputs
+            .network
+            .iter()
+            .map(|(_, layer)| layer.clone())
+            .chain(inputs.layers.iter().cloned())
+            .collect(),
         upper: writable.then(|| inputs.storage.join("upper")),
         work: writable.then(|| inputs.storage.join("work")),
         idmap_root: true,
@@ -219,6 +226,11 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         cause = e.source();
     }
     text
+}
+
+/// Its host name.
+pub(crate) fn host(request: &LaunchRequest) -> String {
+    request.hostname.clone().unwrap_or_else(|| host_name(&request.id))
 }
 
 /// The id as a host name: at most 64 bytes.
@@ -389,6 +401,12 @@ fn mounts(inputs: &Inputs<'_>) -> Result<Vec<Mount>, OciSpecError> {
                     VOLUME_INODES,
                 ],
             )?);
+        }
+    }
+    if let Some((files, _)) = inputs.network {
+        let options = ["bind", "rprivate", "nosuid", "nodev", "noexec", "ro"];
+        for (destination, name) in crate::cni::files() {
+            all.push(mount(&destination, "bind", &files.join(name), &options)?);
         }
     }
     for (wanted, source) in inputs.request.mounts.iter().zip(inputs.sources) {

@@ -536,6 +536,7 @@ impl Launcher {
                 drop(paths::remove_tree(&self.paths.storage(&id)));
                 self.labels.free(&id);
                 self.ranges.free(&id);
+                drop(crate::cni::detach(&self.paths, &id));
                 let refusal = Refusal {
                     stage: "fork".into(),
                     message: format!("fork: {e}"),

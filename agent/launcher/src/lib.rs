@@ -3,6 +3,7 @@
 
 pub mod check;
 pub mod client;
+mod cni;
 pub mod compose;
 pub mod conn;
 pub mod cri;

@@ -85,6 +85,9 @@ pub struct LaunchRequest {
     /// Its network namespace.
     #[serde(default)]
     pub network: Network,
+    /// A network of the node's CNI plug-ins, added to a namespace of its own.
+    #[serde(default)]
+    pub cni: Option<CniRequest>,
     /// Bind mounts.
     #[serde(default)]
     pub mounts: Vec<BindMount>,
@@ -189,6 +192,30 @@ pub enum Network {
     None,
     /// The host's.
     Host,
+}
+
+/// A network by its name, and the ports by which it is reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CniRequest {
+    /// Name in a .conflist of the node.
+    pub network: String,
+    /// Ports of the node that lead to ports inside.
+    #[serde(default)]
+    pub ports: Vec<PortRequest>,
+}
+
+/// One port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortRequest {
+    /// Port of the node, 1 to 65535.
+    pub host: u16,
+    /// Port inside, 1 to 65535.
+    pub container: u16,
+    /// `tcp`, `udp` or `sctp`.
+    pub protocol: String,
+    /// Address of the node it is bound to; all where absent.
+    #[serde(default)]
+    pub address: Option<std::net::IpAddr>,
 }
 
 /// One bind mount, always nosuid and nodev.

@@ -177,6 +177,22 @@ pub(super) fn notes(instance: &Instance, slot: &Slot, want: &Want) -> BTreeMap<S
     notes
 }
 
+fn cni(spec: &WorkloadSpec) -> Option<wire::CniRequest> {
+    let Network::Cni(cni) = &spec.network else {
+        return None;
+    };
+    let port = |p: &berth_documents::Port| wire::PortRequest {
+        host: p.host,
+        container: p.container,
+        protocol: p.protocol.as_str().into(),
+        address: p.address,
+    };
+    Some(wire::CniRequest {
+        network: cni.network.clone(),
+        ports: cni.ports.iter().map(port).collect(),
+    })
+}
+
 /// The request for `instance`, all but the image's digest.
 pub(super) fn request(instance: &Instance, want: &Want, place: &Placement, node: &Node) -> LaunchRequest {
     let spec: &WorkloadSpec = &want.workload.spec;
@@ -217,9 +233,10 @@ pub(super) fn request(instance: &Instance, want: &Want, place: &Placement, node:
         devices: instance.given.iter().flat_map(|g| g.devices.clone()).collect(),
         interfaces: instance.given.iter().flat_map(|g| g.interfaces.clone()).collect(),
         network: match spec.network {
-            Network::None => wire::Network::None,
+            Network::None | Network::Cni(_) => wire::Network::None,
             Network::Host => wire::Network::Host,
         },
+        cni: cni(spec),
         mounts: spec
             .mounts
             .iter()

@@ -12,6 +12,7 @@ struct Case {
     image: Value,
     user: User,
     profile: Profile,
+    network: Option<(PathBuf, PathBuf)>,
 }
 
 impl Case {
@@ -26,6 +27,7 @@ impl Case {
                 home: Some("/home/app".into()),
             },
             profile: berth_policies::resolve("strict", &BTreeMap::new()).unwrap(),
+            network: None,
         }
     }
 
@@ -46,6 +48,7 @@ impl Case {
                 .iter()
                 .map(|m| Path::new("/real").join(m.source.strip_prefix("/").unwrap()))
                 .collect::<Vec<_>>(),
+            network: self.network.as_ref(),
             oom_score_adj: 0,
         })
     }
@@ -307,4 +310,25 @@ fn what_nobody_bounds_is_bounded() {
         .find(|m| m["destination"] == "/data");
     let options = volume.unwrap()["options"].as_array().unwrap();
     assert!(options.contains(&json!("size=64m")) && options.contains(&json!("nr_inodes=16384")));
+}
+
+#[test]
+fn a_network_brings_its_files() {
+    let mut case = Case::new();
+    case.network = Some(("/run/x/network/a".into(), "/run/x/network/layer".into()));
+    let composed = case.compose().unwrap();
+    let lower = composed.extensions.lower;
+    assert_eq!(lower[0], Path::new("/run/x/network/layer"));
+    assert_eq!(lower.len(), 3);
+    let spec = serde_json::to_value(composed.spec).unwrap();
+    for name in ["hosts", "hostname", "resolv.conf"] {
+        let mount = spec["mounts"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|m| m["destination"] == format!("/etc/{name}"));
+        let mount = mount.unwrap();
+        assert_eq!(mount["source"], format!("/run/x/network/a/{name}"));
+        assert!(mount["options"].as_array().unwrap().contains(&json!("ro")));
+    }
 }

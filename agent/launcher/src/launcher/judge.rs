@@ -76,7 +76,16 @@ impl Launcher {
         }
         mark("profile");
         let storage = self.paths.storage(&request.id);
-        let mut composed = compose(&Inputs {
+        let network = request
+            .cni
+            .as_ref()
+            .map(|cni| crate::cni::prepare(&self.paths, &request.id, &crate::compose::host(request), cni));
+        let network = network.transpose()?;
+        let undo = |e: Refusal| {
+            drop(crate::cni::detach(&self.paths, &request.id));
+            e
+        };
+        let composed = compose(&Inputs {
             request,
             image: &image.config,
             layers: &image.layers,
@@ -85,12 +94,15 @@ impl Launcher {
             cgroup_parent: &self.config.cgroup_parent,
             storage: &storage,
             sources: &sources,
+            network: network.as_ref(),
             oom_score_adj: self.oom_score_adj,
-        })?;
+        });
+        let mut composed = composed.map_err(undo)?;
         mark("compose");
-        self.labels.apply(&request.id, &mut composed.spec)?;
+        self.labels.apply(&request.id, &mut composed.spec).map_err(undo)?;
         if let Err(refused) = self.ranges.apply(&request.id, &mut composed.spec) {
             self.labels.free(&request.id);
+            drop(crate::cni::detach(&self.paths, &request.id));
             return Err(refused);
         }
         mark("labels");
@@ -123,6 +135,7 @@ impl Launcher {
             drop(paths::remove_tree(&storage));
             self.labels.free(&request.id);
             self.ranges.free(&request.id);
+            drop(crate::cni::detach(&self.paths, &request.id));
         }
         mark("plan");
         Ok(Judged {

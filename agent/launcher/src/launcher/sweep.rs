@@ -44,7 +44,9 @@ impl Launcher {
             entries.filter_map(|e| e.file_name().into_string().ok())
         };
         let sockets = names(self.paths.monitors()).filter_map(|n| n.strip_suffix(".sock").map(str::to_owned));
-        let mut all: Vec<String> = sockets.chain(names(self.paths.run.join("containers"))).collect();
+        let networks = crate::cni::known(&self.paths);
+        let containers = names(self.paths.run.join("containers"));
+        let mut all: Vec<String> = sockets.chain(containers).chain(networks).collect();
         all.sort();
         all.dedup();
         all.retain(|id| crate::check::id(id).is_ok());
@@ -83,7 +85,8 @@ impl Launcher {
             // Released, and the id is another container's by now.
             return;
         }
-        if !socket.exists() && !self.paths.container(id).exists() {
+        let network = crate::cni::known(&self.paths).iter().any(|n| n == id);
+        if !network && !socket.exists() && !self.paths.container(id).exists() {
             self.labels.free(id);
             self.ranges.free(id);
             return;
@@ -131,6 +134,7 @@ impl Launcher {
             Err(OpenError::NotFound { .. }) => {}
             Err(e) => errors.push(chain(&e)),
         }
+        errors.extend(crate::cni::detach(&self.paths, id).err().into_iter().flatten());
         let folder = self.paths.container(id);
         let record = Record::read(&folder)
             .ok()

@@ -93,6 +93,11 @@ impl Monitor<'_> {
         self.pid = Some(container.pid());
         self.start_time = Some(container.start_time());
         self.container = Some(container);
+        if let (Some(cni), Some(pid)) = (&self.request.cni, self.pid) {
+            let host = crate::compose::host(&self.request);
+            crate::cni::attach(&self.paths, &self.request.id, &host, pid, cni)?;
+            self.mark("network");
+        }
         let devices = self.request.devices.clone();
         self.link_devices(&devices)?;
         // Those of the request went in while it was made.
@@ -332,9 +337,24 @@ impl Monitor<'_> {
         let Some(container) = &self.container else {
             return Err(refusal("prove", "there is no container".into(), None));
         };
-        container
+        let mut proof = container
             .prove(stage)
-            .map_err(|e| refusal("prove", chain(&e), e.hint()))
+            .map_err(|e| refusal("prove", chain(&e), e.hint()))?;
+        if let Some(cni) = &self.request.cni
+            && let Some(checked) = crate::cni::check(&self.paths, &self.request.id)
+        {
+            let words =
+                |a: Vec<std::net::IpAddr>| a.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+            let promised = format!("network {} as it was added", cni.network);
+            proof.facts.push(Fact {
+                name: "network".into(),
+                holds: checked.is_ok(),
+                actual: checked.map_or_else(|e| e, |a| format!("{promised}: {}", words(a))),
+                promised,
+                source: "CNI CHECK".into(),
+            });
+        }
+        Ok(proof)
     }
 
     /// The cheap half of the proof, again and again.
@@ -528,6 +548,16 @@ impl Monitor<'_> {
     fn free(&mut self) {
         // It pins the network namespace, and with it the interfaces that are to come back to the host.
         self.links = None;
+        if self.request.cni.is_some() {
+            // What fails stays on record, and is tried again when the launcher sweeps or starts.
+            for e in crate::cni::detach(&self.paths, &self.request.id)
+                .err()
+                .into_iter()
+                .flatten()
+            {
+                eprintln!("berth monitor of {}: network: {e}", self.request.id);
+            }
+        }
         if let Some(mut container) = self.container.take() {
             self.pid = None;
             if let Err(errors) = container.delete() {

@@ -1,0 +1,101 @@
+//! SIGKILL at any moment of create, start and delete: what is left, one `berth oci delete --force` frees.
+//!
+//! The moment is swept over the time the command takes when nobody kills it. `BERTH_ROUNDS` multiplies the moments.
+
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use berth_tests::leftovers::Snapshot;
+use libtest_mimic::Trial;
+
+use crate::bundle::{Bundle, text};
+use crate::{rounds, test};
+
+pub(crate) fn tests() -> Vec<Trial> {
+    vec![
+        test("robust::create killed at any moment", || killed("create")),
+        test("robust::start killed at any moment", || killed("start")),
+        test("robust::delete killed at any moment", || killed("delete")),
+    ]
+}
+
+/// The commands up to the one that is killed.
+fn before(step: &str) -> &'static [&'static str] {
+    match step {
+        "create" => &[],
+        "start" => &["create"],
+        _ => &["create", "start"],
+    }
+}
+
+fn words<'a>(step: &'a str, dir: &'a str, id: &'a str) -> Vec<&'a str> {
+    match step {
+        "create" => vec!["create", "--bundle", dir, id],
+        "delete" => vec!["delete", "--force", id],
+        other => vec![other, id],
+    }
+}
+
+/// A bundle as far as the step needs it.
+fn prepared(step: &str) -> Result<(Bundle, String)> {
+    let bundle = Bundle::sh("robust", "while :; do sleep 1; done")?;
+    let dir = bundle.path("").display().to_string();
+    for earlier in before(step) {
+        let id = bundle.id.clone();
+        let mut command = bundle.command(&[], &words(earlier, &dir, &id))?;
+        let status = command.stdout(Stdio::null()).stderr(Stdio::inherit()).status()?;
+        ensure!(status.success(), "{earlier}: {status}");
+    }
+    Ok((bundle, dir))
+}
+
+fn killed(step: &str) -> Result<()> {
+    let clean = Snapshot::take()?;
+    // How long it takes undisturbed: the longest of three.
+    let mut longest = Duration::ZERO;
+    for _ in 0..3 {
+        let (bundle, dir) = prepared(step)?;
+        let id = bundle.id.clone();
+        let begun = Instant::now();
+        let mut command = bundle.command(&[], &words(step, &dir, &id))?;
+        let status = command.stdout(Stdio::null()).stderr(Stdio::inherit()).status()?;
+        ensure!(status.success(), "{step}: {status}");
+        longest = longest.max(begun.elapsed());
+    }
+    let moments = rounds(40);
+    let (mut cut, mut ended) = (0, 0);
+    for moment in 0..moments {
+        let (bundle, dir) = prepared(step)?;
+        let id = bundle.id.clone();
+        let mut command = bundle.command(&[], &words(step, &dir, &id))?;
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        std::thread::sleep(longest.mul_f64(moment as f64 / moments as f64));
+        let _ = child.kill();
+        match child.wait()?.success() {
+            true => ended += 1,
+            false => cut += 1,
+        }
+        let freed = bundle.oci(&["delete", "--force", &id])?;
+        let gone = text(&freed);
+        ensure!(
+            freed.status.success() || gone.contains("does not exist"),
+            "{step} killed at {moment}/{moments} of {longest:?}: delete --force: {gone}"
+        );
+        let state = bundle.oci(&["state", &id])?;
+        ensure!(
+            !state.status.success(),
+            "{step} killed at {moment}/{moments}: there is still a state: {}",
+            text(&state)
+        );
+        drop(bundle);
+        clean
+            .nothing_left()
+            .map_err(|e| e.context(format!("{step} killed at {moment}/{moments} of {longest:?}")))?;
+    }
+    ensure!(
+        cut > moments / 4,
+        "{cut} were killed on the way, {ended} ended first: this shows little"
+    );
+    Ok(())
+}
