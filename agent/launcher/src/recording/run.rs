@@ -106,6 +106,12 @@ impl Recorder {
         labels: &Labels,
         ranges: &Ranges,
     ) -> Result<Trace, Refusal> {
+        if request.cni.is_some() {
+            return Err(refuse(
+                "network: a recording has no network of the plug-ins",
+                "record with `network: none` or `host`",
+            ));
+        }
         let digest: Digest = request
             .image
             .parse()
@@ -132,6 +138,7 @@ impl Recorder {
             cgroup_parent: "",
             storage: &storage,
             sources: &sources,
+            network: None,
             oom_score_adj: 0,
         })?;
         labels.apply(&request.id, &mut composed.spec)?;
