@@ -179,6 +179,10 @@ fn create(
     };
     let plan = Plan::prepare(id, &bundle.path, &bundle.spec, &Extensions::default(), &context)?;
     timing.mark("plan");
+    if plan.pid_namespace.is_some() {
+        // Others are there already, and may lie in wait.
+        guard_own_program()?;
+    }
     let mut container = plan.create(own_stdio()?)?;
     container.prepend(timing);
     Ok((container, taker))
@@ -316,6 +320,17 @@ fn carry_out(global: &Global, command: Command) -> Result<i32, Failed> {
         Command::List { how } => list(global, how, &hierarchy()?),
     }
     Ok(0)
+}
+
+/// Before another container's processes can reach this one: its program must not be theirs to write.
+fn guard_own_program() -> Result<(), Failed> {
+    crate::sys::own::unwritable().map_err(|e| {
+        let hint = "run as root with CAP_SYS_ADMIN, with /proc mounted";
+        Failed::new(
+            format!("its own program from a read-only mount: {}", e.desc()),
+            Some(hint.into()),
+        )
+    })
 }
 
 /// Hand the terminal over; a container whose terminal nobody takes is not left behind.

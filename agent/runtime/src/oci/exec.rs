@@ -96,6 +96,7 @@ fn request(container: &Container, args: &ExecArgs) -> Result<ExecRequest, Failed
 }
 
 pub(super) fn exec(global: &Global, args: &ExecArgs) -> Result<i32, Failed> {
+    super::guard_own_program()?;
     let hierarchy = hierarchy()?;
     let container = Container::open(&global.root, &args.id, &hierarchy)?;
     let mut request = request(&container, args)?;

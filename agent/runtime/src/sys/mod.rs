@@ -6,4 +6,5 @@
 
 pub(crate) mod fds;
 pub(crate) mod mount;
+pub(crate) mod own;
 pub(crate) mod process;
