@@ -129,11 +129,14 @@ fn specification() -> Result<()> {
                 // A boot by its name, or tests without a boot of their own.
                 let guest =
                     vm.contains(&format!("name: \"{guest}\"")) || vm.contains(&format!("\"{guest}::"));
-                guest && vm.contains(&test)
+                (guest && vm.contains(&test))
+                    || vm.contains(&format!("\"{name}\"", name = name.trim_start_matches("vm ")))
             }
             "unit" => {
                 let (folder, function) = test.split_once(' ').unwrap_or((test, ""));
-                code(folder)?.contains(&format!("fn {function}("))
+                let code = code(folder)?;
+                // A function, or a test that is given its name.
+                code.contains(&format!("fn {function}(")) || code.contains(&format!("\"{function}\""))
             }
             _ => continue,
         };

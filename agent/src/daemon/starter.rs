@@ -78,6 +78,7 @@ fn command(settings: &Settings) -> io::Result<Command> {
         ("--run-dir", &folders.run),
         ("--state-dir", &folders.state),
         ("--config-dir", &folders.config),
+        ("--preloaded-dir", &folders.preloaded),
     ] {
         command.arg(flag).arg(path);
     }

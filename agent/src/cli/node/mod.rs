@@ -21,7 +21,7 @@ use super::{DONE, Format, Outcome, OutputArgs, table};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum NodeCommand {
-    /// Show the node: topology, kernel, clocks, power, isolation, interrupts by core, cgroups, and who holds what
+    /// Show the node: topology, kernel, power, isolation, interrupts, who holds what
     Show(show::ShowArgs),
     /// Compare the node with its document, knob by knob; 0 only if nothing is amiss
     Check(check::CheckArgs),
