@@ -221,7 +221,8 @@ fn a_container_without_its_keeper_is_not_left_running() {
     let profiles = rig.temp.path().join("etc/profiles");
     std::fs::create_dir_all(&profiles).unwrap();
     let two = ["CAP_SETGID", "CAP_SETUID"];
-    let changes = json!({"extends": "strict", "capabilities": {"set": two, "ambient": two}});
+    let changes =
+        json!({"extends": "strict", "userNamespace": "host", "capabilities": {"set": two, "ambient": two}});
     std::fs::write(profiles.join("changes.json"), changes.to_string()).unwrap();
     let users = rig.temp.path().join("users");
     std::fs::write(&users, "other:x:2000:2000::/:/bin/sh\n").unwrap();
