@@ -51,10 +51,10 @@ fn suite(long: bool) -> Vec<(Spec, Vec<Tests>)> {
         (boots::SELINUX, vec![selinux::tests as Tests]),
         (boots::CLOUD, vec![cloud::tests]),
         (boots::SYSTEMD, vec![systemd::tests]),
-        (boots::ARM64, vec![arm64::tests]),
         (boots::FIRMWARE, vec![firmware::tests]),
     ];
     if long {
+        boots.push((boots::ARM64, vec![arm64::tests]));
         boots.push((boots::FIRMWARE_ARM64, vec![firmware::tests]));
     }
     boots
@@ -79,7 +79,7 @@ fn main() -> ExitCode {
         tests.push(guest.end());
         trials.append(&mut tests);
     }
-    if arguments.list || !power::POWER.is_missing(1) {
+    if arguments.list || long && !power::POWER.is_missing(1) {
         trials.append(&mut power::tests());
     }
     if !arguments.list && arguments.filter.is_none() {
