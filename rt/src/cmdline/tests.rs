@@ -1,3 +1,5 @@
+//! Kernel arguments of documents and profiles, and how they stand in a command line that is there.
+
 use super::format::{extlinux, grub, joined, u_boot, yocto};
 use super::*;
 

@@ -1,3 +1,5 @@
+//! What the policy says to each thing an agent can ask for.
+
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
