@@ -58,8 +58,9 @@ fn fifty_containers() {
         smaps(launcher, "Pss:"),
         smaps(launcher, "Private_Dirty:")
     );
-    // This is the unoptimised program; what is promised of the one that ships is held by the bench.
-    assert!(pss < 800, "a monitor costs {pss} kB");
+    // The unoptimised program, which read 609 to 624 once each container had ids of its own; 600 is promised of the one
+    // that ships, and the bench measures it.
+    assert!(pss < 660, "a monitor costs {pss} kB");
     for running in all {
         running.end();
     }
