@@ -139,7 +139,7 @@ impl Plan {
         .map_err(CreateCause::call("socketpair"))?;
         let idmaps =
             prepare::idmaps(&self.recipe).map_err(|(what, errno)| CreateCause::Call { what, errno })?;
-        let (pid, pidfd) = self.clone_child(stdio, theirs, fifos, into.as_ref(), &idmaps)?;
+        let (pid, pidfd) = self.clone_child(stdio, (&ours, theirs), fifos, into.as_ref(), &idmaps)?;
         let socket = ours;
         let child = Child {
             pid,
@@ -325,7 +325,7 @@ impl Plan {
     fn clone_child(
         &self,
         stdio: Stdio,
-        theirs: OwnedFd,
+        (ours, theirs): (&OwnedFd, OwnedFd),
         fifos: Option<(OwnedFd, OwnedFd)>,
         into: Option<&OwnedFd>,
         idmaps: &[Option<OwnedFd>],
@@ -376,6 +376,9 @@ impl Plan {
             cgroup: into.map(AsRawFd::as_raw_fd),
         });
         if let Ok(Cloned::Child) = cloned {
+            // A copy of the caller's end here would keep it open when the caller is killed before this process has
+            // asked for its death signal: it would wait for ever. This side never returns, so nothing closes twice.
+            let _ = nix::unistd::close(ours.as_raw_fd());
             let ends = child::Ends {
                 socket: theirs.as_fd(),
                 stdio: numbers,

@@ -143,6 +143,7 @@ pub(crate) fn idmaps(recipe: &Recipe) -> Result<Vec<Option<OwnedFd>>, (&'static 
 /// A user namespace with these maps and nobody in it.
 fn users_with(uids: &str, gids: &str) -> Result<OwnedFd, (&'static str, Errno)> {
     let namespaces = libc::CLONE_NEWUSER as u64;
+    let caller = nix::unistd::getpid();
     let cloned = process::clone3(CloneArgs {
         namespaces,
         cgroup: None,
@@ -151,6 +152,9 @@ fn users_with(uids: &str, gids: &str) -> Result<OwnedFd, (&'static str, Errno)> 
     let (pid, pidfd) = match cloned {
         Cloned::Child => {
             let _ = process::set_parent_death_signal(libc::SIGKILL); // it is killed in a moment anyway
+            if nix::unistd::getppid() != caller {
+                process::exit_now(1); // the caller was killed before the signal was asked for
+            }
             loop {
                 nix::unistd::pause();
             }
