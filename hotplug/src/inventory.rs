@@ -290,6 +290,17 @@ impl Inventory {
         if entry.outside { None } else { self.drop_entry(key) }
     }
 
+    /// The held interface is outside again, where it was: seen there before its event came.
+    pub fn back_outside(&mut self, key: &Key) {
+        if self
+            .entries
+            .get(key)
+            .is_some_and(|e| e.held.is_some() && !e.outside)
+        {
+            self.place(key.clone(), None);
+        }
+    }
+
     /// A device is there: new, moved, or changed.
     fn seen(&mut self, device: Device, action: Action, old: Option<Key>) -> Vec<Delta> {
         let key = device.key();

@@ -5,6 +5,7 @@
 
 mod audit;
 mod bundle;
+mod cards;
 mod commands;
 mod crash;
 mod cycles;
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
             robust::tests,
             journey::tests,
             plug::tests,
+            cards::tests,
             commands::tests,
             drift::tests,
             refusals::tests,

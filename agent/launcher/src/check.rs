@@ -344,7 +344,7 @@ pub fn interfaces(interfaces: &[InterfaceGrant], network: Network) -> Result<(),
         ));
     }
     for (n, interface) in interfaces.iter().enumerate() {
-        let inside = interface.rename.as_ref().unwrap_or(&interface.name);
+        let inside = interface.inside();
         for name in [&interface.name, inside] {
             let wrong = |c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control();
             if name.is_empty() || name.len() > 15 || name == "." || name == ".." || name.contains(wrong) {
@@ -356,6 +356,20 @@ pub fn interfaces(interfaces: &[InterfaceGrant], network: Network) -> Result<(),
         if inside == "lo" || interface.name == "lo" {
             return Err(refuse("interface lo stays where it is"));
         }
+        if interface.mtu.is_some_and(|mtu| !(68..=65_535).contains(&mtu)) {
+            return Err(refuse(format!("interface {}: MTU 68 to 65535", interface.name)));
+        }
+        if interface.vlan.is_some_and(|id| !(1..=4094).contains(&id)) {
+            return Err(refuse(format!("interface {}: VLAN 1 to 4094", interface.name)));
+        }
+        limit("addresses", interface.addresses.len())?;
+        let most = |a: &std::net::IpAddr| if a.is_ipv4() { 32 } else { 128 };
+        if interface.addresses.iter().any(|(a, length)| *length > most(a)) {
+            return Err(refuse(format!(
+                "interface {}: an address with a length that none has",
+                interface.name
+            )));
+        }
         if interface.index == 0 || interface.index > i32::MAX as u32 {
             return Err(refuse(format!(
                 "interface {}: index {} is none",
@@ -365,7 +379,7 @@ pub fn interfaces(interfaces: &[InterfaceGrant], network: Network) -> Result<(),
         let others = &interfaces[..n];
         if others
             .iter()
-            .any(|o| o.index == interface.index || o.rename.as_ref().unwrap_or(&o.name) == inside)
+            .any(|o| o.index == interface.index || o.inside() == inside)
         {
             return Err(refuse(format!("interface {inside} is given twice")));
         }

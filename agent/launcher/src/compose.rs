@@ -531,6 +531,9 @@ pub(crate) fn interface(grant: &InterfaceGrant) -> berth_runtime::Interface {
         name: grant.name.clone(),
         index: Some(grant.index),
         rename: grant.rename.clone(),
+        mtu: grant.mtu,
+        addresses: grant.addresses.clone(),
+        vlan: grant.vlan,
     }
 }
 

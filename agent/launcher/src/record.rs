@@ -92,10 +92,10 @@ pub(crate) fn asked(request: &LaunchRequest) -> Value {
         let access = if m.read_only { "ro" } else { "rw" };
         format!("{} {} {access}", m.source.display(), m.destination.display())
     });
-    let interfaces = request
-        .interfaces
-        .iter()
-        .map(|i| format!("{} {}", i.index, i.name));
+    let interfaces = request.interfaces.iter().map(|i| match i.vlan {
+        Some(id) => format!("{} {} vlan {id}", i.index, i.name),
+        None => format!("{} {}", i.index, i.name),
+    });
     json!({
         "workload": request.workload,
         "image": request.image,

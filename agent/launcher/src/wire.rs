@@ -181,6 +181,22 @@ pub struct InterfaceGrant {
     /// New name inside.
     #[serde(default)]
     pub rename: Option<String>,
+    /// Its MTU inside, 68 to 65535.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// Addresses with the length of their network.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<(std::net::IpAddr, u8)>,
+    /// It stays outside; its 802.1Q VLAN of this id, 1 to 4094, goes inside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<u16>,
+}
+
+impl InterfaceGrant {
+    /// Its name inside.
+    pub fn inside(&self) -> &String {
+        self.rename.as_ref().unwrap_or(&self.name)
+    }
 }
 
 /// Network namespace.
@@ -282,10 +298,15 @@ pub enum Command {
         #[serde(default)]
         notes: BTreeMap<String, String>,
     },
-    /// Take devices back: the permission first, then the node. [`Reply::Done`]; what it does not have is none.
+    /// Take devices back: the permission first, then the node; interfaces go back outside. [`Reply::Done`]; what it
+    /// does not have is none.
     Eject {
         /// As they were granted; what counts is the device number and the path.
+        #[serde(default)]
         devices: Vec<DeviceGrant>,
+        /// As they were granted; what counts is index and name outside.
+        #[serde(default)]
+        interfaces: Vec<InterfaceGrant>,
     },
     /// Stop signal, grace, SIGKILL. Answered by [`Event::Exited`] in time.
     Stop,

@@ -30,6 +30,7 @@ use crate::hooks;
 use crate::net;
 use crate::plan::Plan;
 use crate::prepare::{self, Unprepared};
+use crate::proof::InterfacePromise;
 use crate::report::{self, Down, Up};
 use crate::seccomp;
 use crate::state::{self, Record, StoredFilter};
@@ -57,12 +58,21 @@ struct Made {
     state_dir: PathBuf,
     cgroup: Option<Cgroup>,
     child: Option<(Pid, OwnedFd)>,
+    /// Interfaces that are inside, and the namespace they are in.
+    moved: Option<(OwnedFd, Vec<InterfacePromise>)>,
 }
 
 impl Made {
     /// Undo everything; returns what stays behind.
     fn undo(self) -> Vec<String> {
         let mut left = Vec::new();
+        if let Some((namespace, moved)) = &self.moved {
+            left.extend(
+                net::give_back(namespace.as_fd(), moved)
+                    .iter()
+                    .map(ToString::to_string),
+            );
+        }
         if let Some((pid, pidfd)) = &self.child {
             match sys::pidfd_signal(pidfd.as_fd(), libc::SIGKILL) {
                 Ok(()) | Err(Errno::ESRCH) => {}
@@ -101,6 +111,7 @@ impl Plan {
             state_dir,
             cgroup: None,
             child: None,
+            moved: None,
         };
         match self.make(stdio, &mut made, &mut timing) {
             Ok(container) => Ok(container),
@@ -190,14 +201,17 @@ impl Plan {
         }
         child.send(&Down::Placed(enter))?;
         let interfaces = std::mem::take(&mut self.interfaces);
-        for interface in &interfaces {
-            match &self.network {
-                // The new process may not have joined it yet, and is where its caller is.
-                Some(network) => net::move_into(interface, network.as_fd())?,
-                None => net::move_in(interface, pid)?,
-            }
-        }
         if !interfaces.is_empty() {
+            let namespace = match &self.network {
+                // The new process may not have joined it yet, and is where its caller is.
+                Some(network) => (network.as_fd().try_clone_to_owned())
+                    .map_err(CreateCause::file("open", Path::new("network namespace")))?,
+                None => net::namespace_of(pid)?,
+            };
+            let (namespace, moved) = made.moved.insert((namespace, Vec::new()));
+            for interface in &interfaces {
+                moved.push(net::move_into(interface, namespace.as_fd())?);
+            }
             timing.mark("interfaces");
         }
         if self.recipe.hooks_outside || self.recipe.hooks_before_pivot {
@@ -225,6 +239,9 @@ impl Plan {
         let mut promise = std::mem::take(&mut self.promise);
         crate::container::promise_cgroup(&mut promise, &cgroup, &self.resources, &self.extras);
         promise.start_time = Some(start_time);
+        if let Some((_, moved)) = &made.moved {
+            promise.interfaces.clone_from(moved);
+        }
         let record = Record {
             version: state::VERSION,
             id: self.id.clone(),

@@ -68,7 +68,7 @@ pub struct Extensions {
 }
 
 /// A network interface of the caller's namespace that goes into the container.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interface {
     /// Its name outside.
     pub name: String,
@@ -78,6 +78,15 @@ pub struct Interface {
     /// Its name inside; unchanged where absent.
     #[serde(default)]
     pub rename: Option<String>,
+    /// Its MTU inside; unchanged where absent.
+    #[serde(default)]
+    pub mtu: Option<u32>,
+    /// Addresses it gets inside, with the length of their network.
+    #[serde(default)]
+    pub addresses: Vec<(std::net::IpAddr, u8)>,
+    /// It stays outside, brought up; its 802.1Q VLAN of this id, 1 to 4094, is made inside.
+    #[serde(default)]
+    pub vlan: Option<u16>,
 }
 
 /// Where a plan is carried out.

@@ -15,8 +15,8 @@ mod tests;
 mod threads;
 
 pub use promise::{
-    CapabilitySets, CgroupFile, FileId, IdMap, IsolationPromise, MountPromise, NamespaceKind,
-    NamespacePromise, Promise, Rlimit, SeccompPromise,
+    CapabilitySets, CgroupFile, FileId, IdMap, InterfacePromise, IsolationPromise, MountPromise,
+    NamespaceKind, NamespacePromise, Promise, Rlimit, SeccompPromise,
 };
 pub use read::{ProofError, Where, read, read_cheap};
 

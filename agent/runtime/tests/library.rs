@@ -347,6 +347,7 @@ fn interfaces_move_into_a_running_container() {
         name: name.clone(),
         index: Some(index + 1000),
         rename: None,
+        ..Interface::default()
     };
     assert!(
         made.container
@@ -359,6 +360,7 @@ fn interfaces_move_into_a_running_container() {
         name: name.clone(),
         index: Some(index),
         rename: Some("eth0".into()),
+        ..Interface::default()
     };
     made.container.move_interface_in(&right).unwrap();
     assert!(!Path::new("/sys/class/net").join(&name).exists());
@@ -410,6 +412,7 @@ fn a_network_made_beforehand_is_joined() {
             name: link.clone(),
             index: None,
             rename: Some("wan".into()),
+            ..Interface::default()
         }],
         ..Extensions::default()
     };

@@ -382,9 +382,13 @@ impl World {
                 let name = self.name(&id);
                 self.tell("inject", name, given(&devices, &interfaces).join(", "));
             }
-            Effect::Eject { id, devices } => {
+            Effect::Eject {
+                id,
+                devices,
+                interfaces,
+            } => {
                 let name = self.name(&id);
-                self.tell("eject", name, given(&devices, &[]).join(", "));
+                self.tell("eject", name, given(&devices, &interfaces).join(", "));
             }
             Effect::Stop(id) => {
                 report(
@@ -426,8 +430,18 @@ fn given(devices: &[DeviceGrant], interfaces: &[InterfaceGrant]) -> Vec<String> 
     let devices = devices
         .iter()
         .map(|d| format!("{} {}:{} {} as {}", kind(d), d.major, d.minor, d.access, d.path));
-    let interfaces = interfaces
-        .iter()
-        .map(|i| format!("interface {} as {}", i.name, i.rename.as_ref().unwrap_or(&i.name)));
+    let interfaces = interfaces.iter().map(|i| {
+        let mut words = match i.vlan {
+            Some(id) => format!("vlan {id} of interface {} as {}", i.name, i.inside()),
+            None => format!("interface {} as {}", i.name, i.inside()),
+        };
+        words.extend(i.mtu.map(|mtu| format!(" mtu {mtu}")));
+        words.extend(
+            i.addresses
+                .iter()
+                .map(|(address, length)| format!(" {address}/{length}")),
+        );
+        words
+    });
     devices.chain(interfaces).collect()
 }

@@ -61,7 +61,7 @@ impl State {
         instance.takes = status.takes;
         instance.given = given_of(&status);
         let rule = slot.rule().unwrap_or_default().to_owned();
-        for given in instance.given.iter().filter(|given| !given.interfaces.is_empty()) {
+        for given in instance.given.iter().filter(|given| given.moves()) {
             // Not to be seen on the host: present because the container has it.
             let facts = given.facts.clone();
             instance.holds.push(facts.key.clone());

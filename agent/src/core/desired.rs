@@ -72,8 +72,8 @@ pub(crate) struct Member {
     pub name: String,
     /// Where the device node goes.
     pub node: Option<NodeInto>,
-    /// It is moved in as a network interface; `Some(None)` keeps the name it has.
-    pub interface: Option<Option<String>>,
+    /// It goes in as a network interface.
+    pub interface: Option<InterfaceSpec>,
 }
 
 impl Member {
@@ -88,7 +88,7 @@ impl Member {
                 gid: device.gid,
                 links: device.links,
             }),
-            interface: interface.map(|interface| interface.name.clone()),
+            interface: interface.cloned(),
         }
     }
 }

@@ -324,7 +324,7 @@ impl State {
         instance.given = given;
         let request = launch::request(instance, &want, &place, &self.node);
         instance.place = Some(place);
-        for given in instance.given.iter().filter(|given| !given.interfaces.is_empty()) {
+        for given in instance.given.iter().filter(|given| given.moves()) {
             instance.holds.push(given.facts.key.clone());
             out.push(Effect::Hold {
                 device: given.facts.clone(),

@@ -110,6 +110,13 @@ pub(crate) enum Report {
     Frozen(bool),
     /// An order was refused by the monitor.
     Refused(Refusal),
+    /// What was to be given to it while it runs was refused: all of it stays outside.
+    NotGiven {
+        /// Why.
+        refusal: Refusal,
+        /// Indexes of the interfaces that are not inside.
+        interfaces: Vec<u32>,
+    },
     /// The connection to the monitor ended: after a release as it should, else the monitor is dead.
     Closed,
     /// The launcher has freed what a dead monitor left.
@@ -160,6 +167,8 @@ pub(crate) enum Effect {
         id: String,
         /// Nodes.
         devices: Vec<DeviceGrant>,
+        /// Interfaces.
+        interfaces: Vec<InterfaceGrant>,
     },
     /// Stop signal, grace, SIGKILL.
     Stop(String),

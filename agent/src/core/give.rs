@@ -43,13 +43,17 @@ impl State {
             names.push(given.facts.sysname.clone());
             grants.append(&mut given.devices);
         }
-        if grants.is_empty() || !instance.takes {
+        if names.is_empty() || !instance.takes {
             return;
         }
-        out.push(Effect::Eject {
-            id: instance.id.clone(),
-            devices: grants,
-        });
+        // An interface that has gone is inside no longer either.
+        if !grants.is_empty() {
+            out.push(Effect::Eject {
+                id: instance.id.clone(),
+                devices: grants,
+                interfaces: Vec::new(),
+            });
+        }
         let text = format!("{}: it has gone", names.join(", "));
         out.push(Effect::note(NoticeKind::DeviceTaken, &instance.name, text));
     }
@@ -73,11 +77,18 @@ impl State {
         for given in instance.given.iter_mut().filter(|g| !g.taken && !used(&g.facts)) {
             given.taken = true;
             let devices = std::mem::take(&mut given.devices);
-            if !devices.is_empty() {
+            let held = given.moves();
+            let interfaces = std::mem::take(&mut given.interfaces);
+            if !devices.is_empty() || !interfaces.is_empty() {
                 out.push(Effect::Eject {
                     id: id.to_owned(),
                     devices,
+                    interfaces,
                 });
+            }
+            if held {
+                instance.holds.retain(|key| *key != given.facts.key);
+                out.push(Effect::Unhold(given.facts.key.clone()));
             }
             out.push(Effect::note(
                 NoticeKind::DeviceTaken,
@@ -111,7 +122,7 @@ impl State {
                     continue;
                 }
             };
-            if !given.interfaces.is_empty() {
+            if given.moves() {
                 instance.holds.push(one.facts.key.clone());
                 out.push(Effect::Hold {
                     device: one.facts.clone(),

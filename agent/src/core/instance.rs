@@ -239,6 +239,13 @@ pub(crate) struct Given {
     pub taken: bool,
 }
 
+impl Given {
+    /// An interface of it is no longer to be seen on the host (a VLAN's trunk is).
+    pub(crate) fn moves(&self) -> bool {
+        self.interfaces.iter().any(|i| i.vlan.is_none())
+    }
+}
+
 /// What is remembered of a slot's past containers.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct History {

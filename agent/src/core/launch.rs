@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use berth_documents::{Duration, Isolation, Network, Policy, Scheduling, WorkloadSpec};
+use berth_hotplug::rule::parse_address;
 use berth_launcher::wire::{
     self, BindMount, DeviceGrant, InterfaceGrant, LaunchRequest, PlacementRequest, ProcessRequest, Refusal,
     StopRequest,
@@ -116,7 +117,7 @@ pub(super) fn given(rule: &Rule, used: &Used) -> Result<Given, Refusal> {
             },
         });
     }
-    if let Some(rename) = &member.interface {
+    if let Some(into) = &member.interface {
         let (Some(name), Some(index)) = (&device.interface, device.ifindex) else {
             let text = format!("rule {}: {} is no network interface", rule.name, device.syspath);
             return Err(refusal(
@@ -127,7 +128,15 @@ pub(super) fn given(rule: &Rule, used: &Used) -> Result<Given, Refusal> {
         given.interfaces.push(InterfaceGrant {
             name: name.clone(),
             index,
-            rename: used.offer.interface.clone().or_else(|| rename.clone()),
+            rename: used.offer.interface.clone().or_else(|| into.name.clone()),
+            mtu: into.mtu,
+            // They were checked with the document.
+            addresses: into
+                .addresses
+                .iter()
+                .filter_map(|text| parse_address(text))
+                .collect(),
+            vlan: into.vlan,
         });
     }
     Ok(given)

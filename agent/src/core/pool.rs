@@ -50,7 +50,7 @@ impl State {
         instance.phase = Phase::Starting;
         instance.launched = now;
         instance.given = given;
-        for given in instance.given.iter().filter(|given| !given.interfaces.is_empty()) {
+        for given in instance.given.iter().filter(|given| given.moves()) {
             instance.holds.push(given.facts.key.clone());
             out.push(Effect::Hold {
                 device: given.facts.clone(),

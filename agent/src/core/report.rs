@@ -124,10 +124,8 @@ impl State {
             }
             Report::InterfaceGone(interface) => {
                 // The inventory is told first: it gives the device up; then it is gone for us too.
-                let named = |g: &&Given| {
-                    let inside = |i: &InterfaceGrant| i.rename.as_ref().unwrap_or(&i.name) == &interface;
-                    g.interfaces.iter().any(inside)
-                };
+                let inside = |i: &InterfaceGrant| i.inside() == &interface;
+                let named = |g: &&Given| !g.taken && g.interfaces.iter().any(inside);
                 let of = instance.given.iter().find(named).map(|g| g.facts.key.clone());
                 let key = of.or_else(|| instance.holds.first().cloned());
                 if let Some(key) = key.filter(|key| instance.holds.contains(key)) {
@@ -152,6 +150,18 @@ impl State {
                 }
             }
             Report::Refused(refusal) => {
+                out.push(Effect::note(NoticeKind::Refused, &name, words(&refusal)));
+                self.refused(id, refusal, out);
+            }
+            Report::NotGiven { refusal, interfaces } => {
+                // What stays outside is held by nobody: its going is told there.
+                let not =
+                    |g: &&mut Given| !g.taken && g.interfaces.iter().any(|i| interfaces.contains(&i.index));
+                for given in instance.given.iter_mut().filter(not) {
+                    given.interfaces.clear();
+                    instance.holds.retain(|held| *held != given.facts.key);
+                    out.push(Effect::Unhold(given.facts.key.clone()));
+                }
                 out.push(Effect::note(NoticeKind::Refused, &name, words(&refusal)));
                 self.refused(id, refusal, out);
             }

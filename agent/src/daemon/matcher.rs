@@ -158,7 +158,17 @@ impl Matcher {
     /// It is in no container any more.
     pub(crate) fn release(&mut self, key: &str) -> Found {
         let mut found = Found::default();
-        if let Some(delta) = self.inventory.release(&Key(key.to_owned())) {
+        let key = Key(key.to_owned());
+        // Given back before its container's end was told: its own event may still be on the way, and must not make a
+        // new device of it.
+        let index = self.inventory.get(&key).and_then(|device| {
+            let text = std::fs::read_to_string(device.syspath().join("ifindex")).ok()?;
+            (text.trim().parse::<u32>().ok() == device.ifindex()).then_some(())
+        });
+        if index.is_some() {
+            self.inventory.back_outside(&key);
+        }
+        if let Some(delta) = self.inventory.release(&key) {
             self.delta(delta, &mut found);
         }
         found

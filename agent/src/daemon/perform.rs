@@ -32,11 +32,12 @@ pub(crate) struct Link {
 }
 
 /// An order whose answer is still to come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Expect {
     Hello,
     Signal,
-    Inject,
+    /// With the indexes of the interfaces moved.
+    Inject(Vec<u32>),
     Eject,
     Freeze,
     Thaw,
@@ -96,16 +97,23 @@ impl Agent {
                 interfaces,
                 notes,
             } => {
+                let moved = interfaces.iter().filter(|i| i.vlan.is_none()).map(|i| i.index);
+                let moved = moved.collect();
                 let command = Command::Inject {
                     devices,
                     interfaces,
                     notes,
                 };
-                self.order(&id, &command, Some(Expect::Inject));
+                self.order(&id, &command, Some(Expect::Inject(moved)));
                 self.plug_done();
             }
-            Effect::Eject { id, devices } => {
-                self.order(&id, &Command::Eject { devices }, Some(Expect::Eject));
+            Effect::Eject {
+                id,
+                devices,
+                interfaces,
+            } => {
+                let command = Command::Eject { devices, interfaces };
+                self.order(&id, &command, Some(Expect::Eject));
             }
             Effect::Stop(id) => self.stop(&id, events),
             Effect::Signal(id, signal) => self.order(&id, &Command::Signal { signal }, Some(Expect::Signal)),
@@ -325,6 +333,9 @@ impl Agent {
             }
             Reply::Refused(refusal) => match link.expect.pop_front() {
                 Some(Expect::Prove(waiter)) => self.proved(waiter, id, Err(refusal)),
+                Some(Expect::Inject(interfaces)) => {
+                    self.report(id, Report::NotGiven { refusal, interfaces });
+                }
                 _ => self.report(id, Report::Refused(refusal)),
             },
             Reply::Status(status) => {

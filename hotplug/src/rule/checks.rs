@@ -5,8 +5,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::spec::{ARMED_MAX, GRACE_MAX, LIST_MAX, SETTLE_MAX};
-use super::{DeviceSpec, EnvSpec, InterfaceSpec, Need, Problem, RuleSpec, Unplug, UnplugPolicy};
+use super::spec::{ADDRESSES_MAX, ARMED_MAX, GRACE_MAX, LIST_MAX, SETTLE_MAX};
+use super::{
+    DeviceSpec, EnvSpec, InterfaceSpec, Need, Problem, RuleSpec, Unplug, UnplugPolicy, parse_address,
+};
 use crate::event::Action;
 use crate::safe;
 
@@ -71,11 +73,14 @@ impl RuleSpec {
             );
         }
         let hot = self.unplug != Unplug::default();
-        if hot && self.moves_interface() {
+        let known =
+            self.identity.is_some() || self.bundle.is_some() || self.unplug.then == UnplugPolicy::HandOver;
+        if hot && self.moves_interface() && !known {
             fault(
                 "unplug",
-                "an interface that comes back is another one: the kernel makes it anew".to_owned(),
-                "leave `unplug` out: the container is stopped and started with the new interface",
+                "an interface that comes back is made anew by the kernel: nothing says that it is the same"
+                    .to_owned(),
+                "say by what it is: `identity: mac`, `path`, `slot` or `serial`",
             );
         }
         if hot && self.device.is_none() && self.bundle.is_none() && !self.moves_interface() {
@@ -218,6 +223,17 @@ impl RuleSpec {
         if self.armed > 0 {
             fault("armed", "a bundle cannot be armed".to_owned(), "leave it out");
         }
+        let mut inside = BTreeSet::new();
+        for (n, member) in bundle.devices.iter().enumerate() {
+            let name = member.interface.as_ref().and_then(|i| i.name.as_ref());
+            if let Some(name) = name.filter(|name| !is_template(name) && !inside.insert(*name)) {
+                fault(
+                    &format!("bundle.devices[{n}].interface.name"),
+                    format!("{} is the name of another interface inside", safe::show(name, 32)),
+                    "each its own",
+                );
+            }
+        }
         let mut names = BTreeSet::new();
         for (n, member) in bundle.devices.iter().enumerate() {
             let path = format!("bundle.devices[{n}].name");
@@ -299,6 +315,9 @@ fn check_given(
             }
         }
     }
+    if let Some(interface) = interface {
+        check_interface(interface, &mut fault);
+    }
     if let Some(name) = interface.and_then(|i| i.name.as_ref()) {
         let found = safe::show(name, 32);
         let plain = safe::is_interface_name(name) && name != "lo" && !name.contains('%');
@@ -310,6 +329,54 @@ fn check_given(
                 format!("{found:?} is no name for it"),
                 "1 to 15 characters, no / : %, not lo",
             );
+        }
+    }
+}
+
+/// MTU, addresses and VLAN; the name is looked at where templates are known.
+fn check_interface(interface: &InterfaceSpec, fault: &mut impl FnMut(&str, String, &str)) {
+    let six = interface
+        .addresses
+        .iter()
+        .filter_map(|text| parse_address(text))
+        .any(|(a, _)| a.is_ipv6());
+    if let Some(mtu) = interface.mtu {
+        let least = if six { 1280 } else { 68 };
+        if !(least..=65_535).contains(&mtu) {
+            fault(
+                "interface.mtu",
+                format!("{mtu} is no MTU"),
+                "68 to 65535; 1280 at least with an IPv6 address",
+            );
+        }
+    }
+    if interface.vlan.is_some_and(|id| !(1..=4094).contains(&id)) {
+        fault(
+            "interface.vlan",
+            format!("{} is no VLAN", interface.vlan.unwrap_or(0)),
+            "1 to 4094",
+        );
+    }
+    if interface.addresses.len() > ADDRESSES_MAX {
+        fault(
+            "interface.addresses",
+            format!("{} are too many", interface.addresses.len()),
+            "at most 16",
+        );
+    }
+    let mut seen = BTreeSet::new();
+    for (n, text) in interface.addresses.iter().enumerate() {
+        let (field, found) = (format!("interface.addresses[{n}]"), safe::show(text, 64));
+        match parse_address(text) {
+            None => fault(
+                &field,
+                format!("{found:?} is no address of a host with the length of its network"),
+                "e.g. 10.0.0.2/24 or fd00::2/64",
+            ),
+            Some((address, _)) if !seen.insert(address) => {
+                fault(&field, format!("{found} is there twice"), "each once")
+            }
+            Some(_) => {}
         }
     }
 }

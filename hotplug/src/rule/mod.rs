@@ -28,7 +28,7 @@ pub use identity::Identity;
 pub use order::{Chosen, Rules, Tie};
 pub use spec::{
     BundleSpec, DeviceSpec, EnvSpec, InterfaceSpec, MemberSpec, Need, Problem, RuleMount, RuleSpec, Settle,
-    Unplug, UnplugPolicy,
+    Unplug, UnplugPolicy, parse_address,
 };
 pub use tree::{MatchSpec, Tree};
 

@@ -205,6 +205,38 @@ fn a_document_and_its_faults() {
         ["eth0", "lo", "a/b", "eth%d", "", "sixteen-letters0"].map(name),
         [0, 1, 1, 1, 1, 1]
     );
+    for (interface, paths) in [
+        (
+            serde_json::json!({"mtu": 68, "vlan": 4094, "addresses": ["10.0.0.2/24", "192.0.2.1/32"]}),
+            vec![],
+        ),
+        (
+            serde_json::json!({"mtu": 1280, "addresses": ["fd00::2/64"]}),
+            vec![],
+        ),
+        (serde_json::json!({"mtu": 67}), vec!["interface.mtu"]),
+        (
+            serde_json::json!({"mtu": 1279, "addresses": ["fd00::2/64"]}),
+            vec!["interface.mtu"],
+        ),
+        (serde_json::json!({"vlan": 0}), vec!["interface.vlan"]),
+        (serde_json::json!({"vlan": 4095}), vec!["interface.vlan"]),
+        (
+            serde_json::json!({"addresses": ["10.0.0.2", "10.0.0.2/33", "10.0.0.2/+8", "fd00::1/0", "::/64", "224.0.0.1/4", "127.0.0.1/8"]}),
+            (0..7).map(|_| "").collect(),
+        ),
+        (
+            serde_json::json!({"addresses": ["10.0.0.2/24", "10.0.0.2/16"]}),
+            vec!["interface.addresses[1]"],
+        ),
+    ] {
+        let json = serde_json::json!({"match": "KERNEL==\"e\"", "workload": "w", "interface": interface});
+        let faults = serde_json::from_value::<RuleSpec>(json).unwrap().validate();
+        assert_eq!(faults.len(), paths.len(), "{interface}: {faults:?}");
+        for (fault, path) in faults.iter().zip(paths) {
+            assert!(path.is_empty() || fault.path == path, "{interface}: {fault}");
+        }
+    }
 }
 
 fn spec(json: serde_json::Value) -> RuleSpec {
@@ -378,6 +410,20 @@ fn kinds_of_rules_and_what_they_may_not_have() {
         (
             serde_json::json!({"match": "KERNEL==\"x\"", "workload": "w", "interface": {}, "unplug": {"grace": "1s"}}),
             vec!["unplug"],
+        ),
+        (
+            serde_json::json!({"match": "KERNEL==\"x\"", "workload": "w", "interface": {}, "identity": "mac", "unplug": {"then": "keep"}}),
+            vec![],
+        ),
+        (
+            serde_json::json!({"match": "KERNEL==\"x\"", "workload": "w", "interface": {}, "unplug": {"then": "handOver"}}),
+            vec![],
+        ),
+        (
+            serde_json::json!({"workload": "w", "bundle": {"devices": [
+                {"name": "a", "match": "KERNEL==\"a\"", "interface": {"name": "wan"}},
+                {"name": "b", "match": "KERNEL==\"b\"", "interface": {"name": "wan"}}]}}),
+            vec!["bundle.devices[1].interface.name"],
         ),
         (
             serde_json::json!({"match": "KERNEL==\"x\"", "workload": "w", "device": {"path": "/dev/$kernel"}}),

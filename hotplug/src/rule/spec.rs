@@ -19,6 +19,8 @@ pub(super) const SETTLE_MAX: Duration = Duration::from_secs(600);
 pub(super) const GRACE_MAX: Duration = Duration::from_secs(3600);
 /// Most armed containers of one rule.
 pub(super) const ARMED_MAX: u32 = 64;
+/// Most addresses of one interface.
+pub(super) const ADDRESSES_MAX: usize = 16;
 /// Most devices of a bundle, and most mounts of a rule.
 pub(super) const LIST_MAX: usize = 32;
 
@@ -267,6 +269,30 @@ pub struct InterfaceSpec {
     /// Its name inside; the host's by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// Its MTU inside, 68 to 65535 (1280 at least with an IPv6 address); as it is by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// Addresses with the length of their network (`10.0.0.2/24`, `fd00::2/64`), at most 16.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<String>,
+    /// The device stays outside as the trunk; what goes inside is its 802.1Q VLAN of this id, 1 to 4094.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<u16>,
+}
+
+/// An address of one host and the length of its network.
+pub fn parse_address(text: &str) -> Option<(std::net::IpAddr, u8)> {
+    let (address, length) = text.split_once('/')?;
+    let address: std::net::IpAddr = address.parse().ok()?;
+    let most = if address.is_ipv4() { 32 } else { 128 };
+    let digits = !length.is_empty() && length.bytes().all(|b| b.is_ascii_digit());
+    let length: u8 = length
+        .parse()
+        .ok()
+        .filter(|length| digits && (1..=most).contains(length))?;
+    let broadcast = matches!(address, std::net::IpAddr::V4(a) if a.is_broadcast());
+    let one = !address.is_unspecified() && !address.is_multicast() && !address.is_loopback() && !broadcast;
+    one.then_some((address, length))
 }
 
 /// One environment variable.

@@ -32,6 +32,9 @@ fn interface(name: &str, index: u32) -> InterfaceGrant {
         name: name.into(),
         index,
         rename: None,
+        mtu: None,
+        addresses: Vec::new(),
+        vlan: None,
     }
 }
 
@@ -166,6 +169,24 @@ fn bad_requests_are_refused_by_name() {
         }),
         ("interface lo stays", |r| r.interfaces = vec![interface("lo", 1)]),
         ("index 0 is none", |r| r.interfaces = vec![interface("eth0", 0)]),
+        ("MTU 68 to 65535", |r| {
+            r.interfaces = vec![InterfaceGrant {
+                mtu: Some(67),
+                ..interface("eth0", 3)
+            }]
+        }),
+        ("VLAN 1 to 4094", |r| {
+            r.interfaces = vec![InterfaceGrant {
+                vlan: Some(4095),
+                ..interface("eth0", 3)
+            }]
+        }),
+        ("a length that none has", |r| {
+            r.interfaces = vec![InterfaceGrant {
+                addresses: vec![([10, 0, 0, 1].into(), 33)],
+                ..interface("eth0", 3)
+            }]
+        }),
         ("is given twice", |r| {
             r.interfaces = vec![interface("eth0", 2), interface("eth0", 3)]
         }),

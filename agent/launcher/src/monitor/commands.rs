@@ -139,13 +139,19 @@ impl Monitor<'_> {
                 self.note(entry.who(self.who(number)));
                 self.answer(number, done);
             }
-            Command::Eject { devices } => {
-                let done = check::devices(&devices).and_then(|()| self.take(&devices));
+            Command::Eject { devices, interfaces } => {
+                let done = check::devices(&devices)
+                    .and_then(|()| check::interfaces(&interfaces, self.request.network))
+                    .and_then(|()| self.take(&devices, &interfaces));
                 let entry = match &done {
                     Ok(()) => Entry::new(
                         "eject",
                         &self.request.id,
-                        format!("{} devices taken", devices.len()),
+                        format!(
+                            "{} devices and {} interfaces taken",
+                            devices.len(),
+                            interfaces.len()
+                        ),
                     )
                     .detail(json!({"devices": record::devices(&devices)})),
                     Err(refusal) => record::refused("eject", &self.request.id, refusal, None),

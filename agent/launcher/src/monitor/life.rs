@@ -14,8 +14,8 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde_json::json;
 
+use super::Monitor;
 use super::output::Output;
-use super::{Links, Monitor};
 use crate::compose::chain;
 use crate::paths::{self, Record};
 use crate::record;
@@ -179,125 +179,6 @@ impl Monitor<'_> {
         }
     }
 
-    /// udev's links to the nodes that are there.
-    fn link_devices(&mut self, devices: &[DeviceGrant]) -> Result<(), Refusal> {
-        let Some(container) = &self.container else {
-            return Ok(());
-        };
-        for device in devices.iter().filter(|device| !device.links.is_empty()) {
-            container
-                .link_device(device.path.as_ref(), &device.links)
-                .map_err(|e| refusal("device", chain(&e), e.hint()))?;
-        }
-        Ok(())
-    }
-
-    /// Gives a running container devices: all or none.
-    pub(super) fn give(
-        &mut self,
-        devices: Vec<DeviceGrant>,
-        interfaces: Vec<InterfaceGrant>,
-    ) -> Result<(), Refusal> {
-        self.living("inject", &[Phase::Running, Phase::Frozen])?;
-        let had = |request: &crate::wire::LaunchRequest, device: &DeviceGrant| {
-            request.devices.iter().any(|d| d.path == device.path)
-        };
-        if let Some(twice) = devices.iter().find(|device| had(&self.request, device)) {
-            let message = format!("{} is there already", twice.path);
-            return Err(refusal("inject", message, None));
-        }
-        for device in &devices {
-            self.node_is_there(device)?;
-        }
-        if let Err(error) = self.inject(&devices, &interfaces) {
-            // What went in before it failed goes out again; what never went in is no loss.
-            let left = self.take(&devices).err();
-            let message = match left {
-                Some(left) => format!("{}; could not be undone: {}", error.message, left.message),
-                None => error.message,
-            };
-            return Err(Refusal {
-                stage: "inject".into(),
-                message,
-                ..error
-            });
-        }
-        self.request.devices.extend(devices);
-        self.request.interfaces.extend(interfaces);
-        Ok(())
-    }
-
-    /// A device that has gone since its event came is not given: its number may be another's by now.
-    fn node_is_there(&self, device: &DeviceGrant) -> Result<(), Refusal> {
-        let kind = if device.block { "block" } else { "char" };
-        let path = format!("/sys/dev/{kind}/{}:{}", device.major, device.minor);
-        match std::path::Path::new(&path).symlink_metadata() {
-            Ok(_) => Ok(()),
-            Err(e) => Err(refusal(
-                "inject",
-                format!("{} has gone: {path}: {e}", device.path),
-                None,
-            )),
-        }
-    }
-
-    /// Takes devices back: every one is tried, the first error is told.
-    pub(super) fn take(&mut self, devices: &[DeviceGrant]) -> Result<(), Refusal> {
-        let Some(container) = &mut self.container else {
-            return Ok(());
-        };
-        let mut failed = None;
-        for device in devices {
-            container.unlink_device(device.path.as_ref(), &device.links);
-            if let Err(e) = container.eject_device(&crate::compose::device(device)) {
-                failed.get_or_insert(refusal("eject", chain(&e), e.hint()));
-            }
-        }
-        let same = |a: &DeviceGrant, b: &DeviceGrant| {
-            a.path == b.path && (a.block, a.major, a.minor) == (b.block, b.major, b.minor)
-        };
-        self.request
-            .devices
-            .retain(|had| !devices.iter().any(|gone| same(had, gone)));
-        failed.map_or(Ok(()), Err)
-    }
-
-    fn inject(&mut self, devices: &[DeviceGrant], interfaces: &[InterfaceGrant]) -> Result<(), Refusal> {
-        let Some(container) = &mut self.container else {
-            return Ok(());
-        };
-        for device in devices {
-            container
-                .inject_device(&crate::compose::device(device))
-                .map_err(|e| refusal("device", chain(&e), e.hint()))?;
-        }
-        self.link_devices(devices)?;
-        let Some(container) = &mut self.container else {
-            return Ok(());
-        };
-        for interface in interfaces {
-            container
-                .move_interface_in(&crate::compose::interface(interface))
-                .map_err(|e| refusal("interface", chain(&e), e.hint()))?;
-        }
-        self.watch_links(interfaces)
-    }
-
-    fn watch_links(&mut self, interfaces: &[InterfaceGrant]) -> Result<(), Refusal> {
-        let names: Vec<String> = interfaces
-            .iter()
-            .map(|i| i.rename.as_ref().unwrap_or(&i.name).clone())
-            .collect();
-        let Some(pid) = self.pid.filter(|_| !names.is_empty()) else {
-            return Ok(());
-        };
-        let watched = match &mut self.links {
-            Some(links) => links.add(&names),
-            None => Links::open(pid, &names).map(|links| self.links = Some(links)),
-        };
-        watched.map_err(|e| refusal("interface", format!("watching {}: {e}", names.join(", ")), None))
-    }
-
     fn mark(&mut self, step: &str) {
         super::mark(&mut self.timing, &mut self.begun, step);
     }
@@ -319,6 +200,8 @@ impl Monitor<'_> {
     }
 
     pub(super) fn prove(&mut self) -> Result<Proof, Refusal> {
+        // What has gone is promised no longer.
+        self.on_links();
         self.living(
             "prove",
             &[
@@ -546,7 +429,8 @@ impl Monitor<'_> {
 
     /// Frees everything the container had. Goes on after an error; all are told to the log.
     fn free(&mut self) {
-        // It pins the network namespace, and with it the interfaces that are to come back to the host.
+        self.give_interfaces_back();
+        // It pins the network namespace.
         self.links = None;
         if self.request.cni.is_some() {
             // What fails stays on record, and is tried again when the launcher sweeps or starts.

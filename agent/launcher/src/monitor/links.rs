@@ -57,6 +57,16 @@ impl Links {
         })
     }
 
+    /// The namespace it watches.
+    pub(crate) fn namespace(&self) -> BorrowedFd<'_> {
+        self.namespace.as_fd()
+    }
+
+    /// Watches these indexes no longer.
+    pub(crate) fn forget(&mut self, indexes: &[u32]) {
+        self.watched.retain(|(index, _)| !indexes.contains(index));
+    }
+
     /// Watches more.
     pub(crate) fn add(&mut self, names: &[String]) -> io::Result<()> {
         let found = inside(&self.namespace, || {
@@ -69,8 +79,8 @@ impl Links {
         Ok(())
     }
 
-    /// Reads what came; gives the names that are gone.
-    pub(crate) fn read(&mut self) -> Vec<String> {
+    /// Reads what came; gives the indexes and names that are gone.
+    pub(crate) fn read(&mut self) -> Vec<(u32, String)> {
         let mut gone = Vec::new();
         let mut bytes = [0u8; 8192];
         loop {
@@ -88,19 +98,19 @@ impl Links {
         }
     }
 
-    fn apply(&mut self, change: &Change, gone: &mut Vec<String>) {
+    fn apply(&mut self, change: &Change, gone: &mut Vec<(u32, String)>) {
         let Some(at) = self.watched.iter().position(|(index, _)| *index == change.index) else {
             return;
         };
         if change.removed {
-            gone.push(self.watched.swap_remove(at).1);
+            gone.push(self.watched.swap_remove(at));
         } else if let Some(name) = &change.name {
             self.watched[at].1.clone_from(name);
         }
     }
 
     /// Messages were lost: asks the namespace itself.
-    fn look(&mut self, gone: &mut Vec<String>) {
+    fn look(&mut self, gone: &mut Vec<(u32, String)>) {
         let watched = std::mem::take(&mut self.watched);
         let there = inside(&self.namespace, || {
             watched
@@ -113,7 +123,7 @@ impl Links {
             if there {
                 self.watched.push((index, name));
             } else {
-                gone.push(name);
+                gone.push((index, name));
             }
         }
     }

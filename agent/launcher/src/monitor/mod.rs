@@ -13,6 +13,8 @@
 //! cgroup and mounts are freed before that.
 
 mod commands;
+mod grants;
+mod interfaces;
 mod life;
 mod links;
 pub(crate) mod output;
@@ -354,12 +356,6 @@ impl<'a> Monitor<'a> {
         self.refuse(number, "request", error.to_string());
         if let Some(conn) = self.conn(number) {
             conn.closing = true;
-        }
-    }
-
-    fn on_links(&mut self) {
-        for name in self.links.as_mut().map(Links::read).unwrap_or_default() {
-            self.tell(&Event::InterfaceGone { name });
         }
     }
 

@@ -3,7 +3,7 @@
 //! Invariants: a device is allowed before its node is made and denied before the node is taken away; the promise
 //! follows, so that the next proof asks for what is true now.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use berth_rt::cgroup::{Access, DeviceKind, DeviceRule};
@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 use super::{Container, ContainerError};
 use crate::net;
 use crate::plan::Interface;
+use crate::proof::InterfacePromise;
 use crate::recipe::{Node, NodeKind, Users};
 use crate::report::Failure;
 
@@ -179,7 +180,37 @@ impl Container {
         if !self.alive() {
             return Err(self.not_running());
         }
-        Ok(net::move_in(interface, Pid::from_raw(self.record.pid))?)
+        let namespace = net::namespace_of(Pid::from_raw(self.record.pid))?;
+        let promise = net::move_into(interface, namespace.as_fd())?;
+        self.record.promise.interfaces.push(promise);
+        Ok(())
+    }
+
+    /// The interfaces it was given and still has.
+    pub fn interfaces(&self) -> &[InterfacePromise] {
+        &self.record.promise.interfaces
+    }
+
+    /// An interface has gone from the container's network namespace: it is promised no longer. `index`: inside.
+    pub fn forget_interface(&mut self, index: u32) {
+        self.record.promise.interfaces.retain(|i| i.index != index);
+    }
+
+    /// Move interfaces that it was given back into the caller's namespace, under the names and with the MTU they had
+    /// there; VLANs are deleted. `outside`: those with these names outside; all where absent. One that has gone is no
+    /// error. `namespace`: the container's, which may have ended.
+    pub fn give_interfaces_back(
+        &mut self,
+        namespace: BorrowedFd<'_>,
+        outside: Option<&[&str]>,
+    ) -> Vec<crate::NetError> {
+        let goes = |i: &InterfacePromise| outside.is_none_or(|names| names.contains(&i.outside.as_str()));
+        let (go, stay) = std::mem::take(&mut self.record.promise.interfaces)
+            .into_iter()
+            .partition(goes);
+        self.record.promise.interfaces = stay;
+        let go: Vec<InterfacePromise> = go;
+        net::give_back(namespace, &go)
     }
 
     /// Name and index of every interface in the container's network namespace.

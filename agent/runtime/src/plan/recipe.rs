@@ -382,6 +382,7 @@ pub(super) fn net_devices(linux: Option<&Linux>) -> Vec<Interface> {
             name: name.clone(),
             index: None,
             rename: device.name().clone(),
+            ..Interface::default()
         })
         .collect();
     all.sort_by(|a, b| a.name.cmp(&b.name));

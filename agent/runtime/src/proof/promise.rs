@@ -60,6 +60,8 @@ pub struct Promise {
     pub masked_paths: Vec<String>,
     /// Paths that must lie on a read-only mount, or be absent.
     pub readonly_paths: Vec<String>,
+    /// Network interfaces that were moved or made inside.
+    pub interfaces: Vec<InterfacePromise>,
     /// Resource limits by OCI name (`RLIMIT_NOFILE`).
     pub rlimits: BTreeMap<String, Rlimit>,
     /// /proc/PID/attr/current: the SELinux context, or the AppArmor profile with its mode (`name (enforce)`).
@@ -228,6 +230,25 @@ pub struct MountPromise {
     pub fs_type: Option<String>,
     /// Words that must be among its per-mount options: `ro`, `rw`, `nosuid`, `nodev`, `noexec`, ….
     pub flags: Vec<String>,
+}
+
+/// A network interface inside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfacePromise {
+    /// Its index inside.
+    pub index: u32,
+    /// Its name inside.
+    pub name: String,
+    /// Its name outside; of a VLAN that of the interface it lies on.
+    pub outside: String,
+    /// The MTU it was given.
+    pub mtu: Option<u32>,
+    /// The MTU it had, where it was given another one.
+    pub mtu_before: Option<u32>,
+    /// It is a VLAN of this id, made inside.
+    pub vlan: Option<u16>,
+    /// `ADDRESS/LENGTH`, each of which it must have.
+    pub addresses: Vec<String>,
 }
 
 /// A resource limit; `u64::MAX` is unlimited.

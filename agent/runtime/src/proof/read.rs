@@ -75,6 +75,7 @@ pub fn read(promise: &Promise, pid: i32, stage: Stage, place: &Where<'_>) -> Res
     id_maps(&mut facts, promise, &process);
     mounts::facts(&mut facts, promise, &process, stage);
     devices(&mut facts, promise, place);
+    interfaces(&mut facts, promise, &process, stage, place.proc_root);
     identity(&mut facts, promise, &process, stage, place.proc_root);
     if stage == Stage::ExecStop && promise.only_stdio {
         descriptors(&mut facts, &process);
@@ -272,6 +273,37 @@ fn devices(facts: &mut Facts, promise: &Promise, place: &Where<'_>) {
             );
         }
         Err(e) => facts.unreadable("devices", show(&promised), source, &e),
+    }
+}
+
+/// Each interface as the kernel shows it in the process's own network namespace. Whether it is up is judged until
+/// the program begins: a program with CAP_NET_ADMIN may set it down.
+fn interfaces(facts: &mut Facts, promise: &Promise, process: &Process, stage: Stage, proc_root: &Path) {
+    if promise.interfaces.is_empty() {
+        return;
+    }
+    let path = proc_root.join(process.pid.to_string()).join("ns/net");
+    let source = format!("rtnetlink in {}", path.display());
+    let states = crate::net::states(&path);
+    for promised in &promise.interfaces {
+        let name = format!("interface.{}", promised.name);
+        let words = crate::net::State {
+            index: promised.index,
+            name: promised.name.clone(),
+            up: stage != Stage::Running,
+            mtu: promised.mtu,
+            vlan: promised.vlan,
+            addresses: promised.addresses.clone(),
+        };
+        match &states {
+            Err(e) => facts.unreadable(name, words.to_string(), source.as_str(), e),
+            Ok(states) => {
+                let actual = states.iter().find(|s| s.index == promised.index);
+                let holds = actual.is_some_and(|actual| actual.covers(&words));
+                let actual = actual.map_or_else(|| "not there".to_owned(), ToString::to_string);
+                facts.add(name, words.to_string(), actual, source.as_str(), holds);
+            }
+        }
     }
 }
 

@@ -151,6 +151,54 @@ fn an_interface_inside_is_held_until_its_container_has_ended() {
 }
 
 #[test]
+fn a_vlan_leaves_its_trunk_outside() {
+    let documents =
+        workload("net", "run: onDevice") + &rule("card", "workload: net, interface: {name: wan, vlan: 7}");
+    let (mut w, _) = World::ready(1, &documents);
+    assert_eq!(w.plug("n7", "card", ""), ["launch net-n7"]);
+    assert_eq!(w.requests["net-n7"].interfaces[0].vlan, Some(7));
+    w.up("net-n7");
+    // The trunk's going is told outside.
+    assert_eq!(w.unplug("n7"), ["stop net-n7"]);
+    w.down("net-n7", 0);
+    assert_eq!(w.phase("net-n7"), "absent");
+}
+
+#[test]
+fn an_interface_that_was_refused_is_held_no_longer() {
+    let rule = rule(
+        "card",
+        "workload: net, interface: {name: wan}, unplug: {then: handOver}",
+    );
+    let (mut w, _) = World::ready(1, &(workload("net", "run: onDevice") + &rule));
+    let plug = |w: &mut World, key: &str| {
+        w.plug_as(
+            key,
+            "",
+            RuleMatch {
+                slot: "rule".into(),
+                ..matched("card")
+            },
+        )
+    };
+    assert_eq!(plug(&mut w, "n7"), ["hold n7", "launch net-n7"]);
+    w.up("net-n7");
+    plug(&mut w, "n8");
+    let gone = w.report("net-n7", Report::InterfaceGone("wan".into()));
+    assert_eq!(gone, ["unhold n7", "hold n8", "inject net-n7 n8"]);
+    let refusal = berth_launcher::wire::Refusal {
+        stage: "inject".into(),
+        message: "the name is taken there".into(),
+        hint: None,
+    };
+    let report = Report::NotGiven {
+        refusal,
+        interfaces: vec![8],
+    };
+    assert_eq!(w.report("net-n7", report), ["unhold n8"]);
+}
+
+#[test]
 fn a_crash_loop_is_seen_through_the_interface_coming_and_going() {
     let (mut w, _) = World::ready(1, &card(", restart: {delay: 1s, limit: 2}"));
     w.plug("n7", "card", "");

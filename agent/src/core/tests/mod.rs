@@ -108,9 +108,14 @@ pub(super) fn short(effect: &Effect) -> Option<String> {
             let interfaces: Vec<&str> = interfaces.iter().map(|i| i.name.as_str()).collect();
             format!("inject {id} {}", [devices, interfaces].concat().join(" "))
         }
-        Effect::Eject { id, devices } => {
+        Effect::Eject {
+            id,
+            devices,
+            interfaces,
+        } => {
             let devices: Vec<&str> = devices.iter().map(|d| d.path.as_str()).collect();
-            format!("eject {id} {}", devices.join(" "))
+            let interfaces: Vec<&str> = interfaces.iter().map(|i| i.name.as_str()).collect();
+            format!("eject {id} {}", [devices, interfaces].concat().join(" "))
         }
         Effect::Stop(id) => format!("stop {id}"),
         Effect::Signal(id, signal) => format!("signal {id} {signal}"),
@@ -265,7 +270,7 @@ pub(super) fn facts(key: &str, incarnation: &str) -> Facts {
         devnode: (!net).then(|| format!("/dev/{sysname}")),
         devnum: (!net).then_some((false, 188, 0)),
         interface: net.then(|| sysname.clone()),
-        ifindex: net.then_some(7),
+        ifindex: net.then(|| sysname[1..].parse().unwrap_or(7)),
         node: None,
         links: Vec::new(),
         incarnation: incarnation.to_owned(),

@@ -1,0 +1,130 @@
+//! Devices given to and taken from the container, before its first instruction and while it runs.
+//!
+//! Invariants: all that is given together goes in, or none of it; what is taken is tried to the end.
+
+use super::Monitor;
+use crate::compose::chain;
+use crate::wire::{DeviceGrant, InterfaceGrant, Phase, Refusal};
+
+fn refusal(stage: &str, message: String, hint: Option<String>) -> Refusal {
+    Refusal {
+        stage: stage.into(),
+        message,
+        hint,
+    }
+}
+
+impl Monitor<'_> {
+    /// udev's links to the nodes that are there.
+    pub(super) fn link_devices(&mut self, devices: &[DeviceGrant]) -> Result<(), Refusal> {
+        let Some(container) = &self.container else {
+            return Ok(());
+        };
+        for device in devices.iter().filter(|device| !device.links.is_empty()) {
+            container
+                .link_device(device.path.as_ref(), &device.links)
+                .map_err(|e| refusal("device", chain(&e), e.hint()))?;
+        }
+        Ok(())
+    }
+
+    /// Gives a running container devices: all or none.
+    pub(super) fn give(
+        &mut self,
+        devices: Vec<DeviceGrant>,
+        interfaces: Vec<InterfaceGrant>,
+    ) -> Result<(), Refusal> {
+        self.living("inject", &[Phase::Running, Phase::Frozen])?;
+        let had = |request: &crate::wire::LaunchRequest, device: &DeviceGrant| {
+            request.devices.iter().any(|d| d.path == device.path)
+        };
+        if let Some(twice) = devices.iter().find(|device| had(&self.request, device)) {
+            let message = format!("{} is there already", twice.path);
+            return Err(refusal("inject", message, None));
+        }
+        for device in &devices {
+            self.node_is_there(device)?;
+        }
+        if let Err(error) = self.inject(&devices, &interfaces) {
+            // What went in before it failed goes out again; what never went in is no loss.
+            let left = self.take(&devices, &interfaces).err();
+            let message = match left {
+                Some(left) => format!("{}; could not be undone: {}", error.message, left.message),
+                None => error.message,
+            };
+            return Err(Refusal {
+                stage: "inject".into(),
+                message,
+                ..error
+            });
+        }
+        self.request.devices.extend(devices);
+        self.request.interfaces.extend(interfaces);
+        Ok(())
+    }
+
+    /// A device that has gone since its event came is not given: its number may be another's by now.
+    fn node_is_there(&self, device: &DeviceGrant) -> Result<(), Refusal> {
+        let kind = if device.block { "block" } else { "char" };
+        let path = format!("/sys/dev/{kind}/{}:{}", device.major, device.minor);
+        match std::path::Path::new(&path).symlink_metadata() {
+            Ok(_) => Ok(()),
+            Err(e) => Err(refusal(
+                "inject",
+                format!("{} has gone: {path}: {e}", device.path),
+                None,
+            )),
+        }
+    }
+
+    /// Takes devices back: every one is tried, the first error is told.
+    pub(super) fn take(
+        &mut self,
+        devices: &[DeviceGrant],
+        interfaces: &[InterfaceGrant],
+    ) -> Result<(), Refusal> {
+        let back = self.take_interfaces(interfaces);
+        let Some(container) = &mut self.container else {
+            return Ok(());
+        };
+        let mut failed = None;
+        for device in devices {
+            container.unlink_device(device.path.as_ref(), &device.links);
+            if let Err(e) = container.eject_device(&crate::compose::device(device)) {
+                failed.get_or_insert(refusal("eject", chain(&e), e.hint()));
+            }
+        }
+        let same = |a: &DeviceGrant, b: &DeviceGrant| {
+            a.path == b.path && (a.block, a.major, a.minor) == (b.block, b.major, b.minor)
+        };
+        self.request
+            .devices
+            .retain(|had| !devices.iter().any(|gone| same(had, gone)));
+        failed.map_or(back, Err)
+    }
+
+    pub(super) fn inject(
+        &mut self,
+        devices: &[DeviceGrant],
+        interfaces: &[InterfaceGrant],
+    ) -> Result<(), Refusal> {
+        let Some(container) = &mut self.container else {
+            return Ok(());
+        };
+        for device in devices {
+            container
+                .inject_device(&crate::compose::device(device))
+                .map_err(|e| refusal("device", chain(&e), e.hint()))?;
+        }
+        self.link_devices(devices)?;
+        let Some(container) = &mut self.container else {
+            return Ok(());
+        };
+        for interface in interfaces {
+            container
+                .move_interface_in(&crate::compose::interface(interface))
+                .map_err(|e| refusal("interface", chain(&e), e.hint()))?;
+        }
+        self.watch_links(interfaces)
+    }
+}
