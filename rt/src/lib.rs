@@ -15,6 +15,7 @@ pub mod node;
 pub mod partition;
 pub mod performance_profile;
 pub mod placement;
+pub mod quiet;
 pub mod sched;
 pub mod show;
 pub mod survey;

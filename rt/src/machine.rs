@@ -53,6 +53,15 @@ impl Machine {
         machine
     }
 
+    /// The same without the kernel's configuration: [`Machine::option`] tells nothing.
+    #[must_use]
+    pub fn bare(root: &Path) -> Machine {
+        Machine {
+            root: root.into(),
+            config: None,
+        }
+    }
+
     /// Whether this is the machine berth runs on.
     #[must_use]
     pub fn live(&self) -> bool {

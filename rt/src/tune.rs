@@ -374,7 +374,7 @@ fn write(machine: &Machine, target: &Target, value: &str) -> io::Result<()> {
 }
 
 /// One write(2) into a file that must be there.
-fn put(path: &PathBuf, value: &str) -> io::Result<()> {
+pub(crate) fn put(path: &PathBuf, value: &str) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).truncate(true).open(path)?;
     match file.write(value.as_bytes())? {
         written if written == value.len() => Ok(()),
@@ -386,7 +386,7 @@ fn put(path: &PathBuf, value: &str) -> io::Result<()> {
 }
 
 /// Whether what is read back is what was written: the same text, mask, list or policy.
-fn agrees(actual: &str, value: &str) -> bool {
+pub(crate) fn agrees(actual: &str, value: &str) -> bool {
     let mask = |text: &str| CpuSet::from_mask(text);
     let list = |text: &str| text.parse::<CpuSet>().ok();
     let policy = |text: &str| {
