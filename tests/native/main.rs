@@ -20,6 +20,7 @@ mod oci;
 mod plug;
 mod preloaded;
 mod profiles;
+mod quiet;
 mod refusals;
 mod robust;
 mod roles;
@@ -78,6 +79,7 @@ fn main() -> ExitCode {
             density::tests,
             docs::tests,
             profiles::tests,
+            quiet::tests,
         ] {
             tests.extend(module());
         }

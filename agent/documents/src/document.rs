@@ -71,6 +71,13 @@ pub struct Metadata {
         deserialize_with = "crate::state::unique"
     )]
     pub labels: BTreeMap<String, String>,
+    /// CRI-O's words for fields of a Workload; gone once the document is read.
+    #[serde(
+        default,
+        skip_serializing_if = "BTreeMap::is_empty",
+        deserialize_with = "crate::state::unique"
+    )]
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// Most characters of a label's key or value.

@@ -271,6 +271,9 @@ impl Reading<'_> {
         let mut value = value;
         let folder = file.parent().unwrap_or(Path::new(""));
         let lost = value.as_mut().and_then(|envelope| envelope.spec.inline(folder));
+        let folded = value
+            .as_mut()
+            .map(|envelope| envelope.spec.fold(&mut envelope.metadata));
         // The name as it is written: a document that is refused still has it.
         let named = root
             .entry("metadata")
@@ -283,6 +286,7 @@ impl Reading<'_> {
             let mut problems = envelope.metadata.validate();
             problems.extend(envelope.spec.problems(self.topology));
             problems.extend(lost);
+            problems.extend(folded.unwrap_or_default());
             self.problems(file, &root, problems, &poisoned, &dead);
         }
         let value = value.map(|envelope| (envelope.metadata, envelope.spec));

@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 
 use berth_rt::topology::Topology;
 
+use crate::document::{Metadata, shown};
 use crate::fault::Problem;
 use crate::workload::WorkloadSpec;
 
@@ -21,6 +22,19 @@ pub(crate) trait Spec: DeserializeOwned {
     /// `spec`.
     fn problems(&self, topology: Option<&Topology>) -> Vec<Problem>;
 
+    /// Takes what the document says in other words into its own fields.
+    fn fold(&mut self, metadata: &mut Metadata) -> Vec<Problem> {
+        let of_none = |key: &String| {
+            Problem::new(
+                format!("metadata.annotations.{key}"),
+                format!("annotation `{}`", shown(key)),
+            )
+            .expected("none: only a Workload has annotations that berth knows")
+            .hint("what is for people belongs into metadata.labels")
+        };
+        metadata.annotations.keys().map(of_none).collect()
+    }
+
     /// Puts what the document names by file in its place; `folder` is the document's own.
     fn inline(&mut self, _folder: &Path) -> Option<Problem> {
         None
@@ -28,6 +42,10 @@ pub(crate) trait Spec: DeserializeOwned {
 }
 
 impl Spec for WorkloadSpec {
+    fn fold(&mut self, metadata: &mut Metadata) -> Vec<Problem> {
+        WorkloadSpec::fold(self, metadata)
+    }
+
     fn problems(&self, _: Option<&Topology>) -> Vec<Problem> {
         self.validate()
     }

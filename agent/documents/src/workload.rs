@@ -9,6 +9,7 @@ use std::num::NonZeroU32;
 use serde::de::{self, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::realtime::{CStates, Class, Clock, HugePages, Irqs};
 use crate::signal::Signal;
 use crate::values::{AbsolutePath, Duration, Name, Size};
 
@@ -124,6 +125,12 @@ pub enum Isolation {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Realtime {
+    /// Whether what the node lacks of the rest refuses the launch; it does where this is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<Class>,
+    /// Another word for `spec.cpus`; gone once the document is read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<CpuRequest>,
     /// Policy of the first thread, inherited by the others; `other` with nice 0 where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scheduler: Option<Scheduling>,
@@ -133,6 +140,24 @@ pub struct Realtime {
     /// Most time under fifo and rr, where the kernel has RT_GROUP_SCHED.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget: Option<Budget>,
+    /// How soon it is to be woken, 1ns to 2000s: idle states that take longer are kept out, and timer slack is 1ns.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency_target: Option<Duration>,
+    /// Interrupts and its cores; `away` where `class` is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub irqs: Option<Irqs>,
+    /// Idle states of its cores.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub c_states: Option<CStates>,
+    /// The clock of its cores.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frequency: Option<Clock>,
+    /// Huge pages that no other workload claims.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hugepages: Vec<HugePages>,
+    /// Percent of each of its cores that fifo or rr must be able to have, 1 to 100.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<u8>,
 }
 
 /// A scheduling policy as it is written. [`Scheduling::to_kernel`] gives the kernel's view of it.

@@ -8,11 +8,12 @@ use std::path::{Component, Path};
 use std::str::FromStr;
 
 use berth_rt::cpu::CpuSet;
+use berth_rt::quiet::Resume;
 
 use crate::socket::MAX_ID;
 use crate::wire::{
-    BindMount, CniRequest, DeviceGrant, InterfaceGrant, LaunchRequest, Network, ProcessRequest, Refusal,
-    StopRequest, VERSION,
+    BindMount, CniRequest, DeviceGrant, InterfaceGrant, LaunchRequest, Network, ProcessRequest, QuietRequest,
+    Refusal, StopRequest, VERSION,
 };
 
 /// Least memory a container can be given: the kernel needs this much to exec anything at all.
@@ -97,6 +98,9 @@ pub fn check(request: &LaunchRequest, online: &CpuSet) -> Result<(), Refusal> {
             )));
         }
     }
+    if let Some(wanted) = &request.quiet {
+        quiet(wanted, request.placement.shared)?;
+    }
     if let Some(bytes) = request
         .memory_bytes
         .filter(|b| *b < MEMORY_MIN || *b > i64::MAX as u64)
@@ -121,6 +125,46 @@ pub fn check(request: &LaunchRequest, online: &CpuSet) -> Result<(), Refusal> {
         )));
     }
     words(request.labels.iter().chain(&request.notes))
+}
+
+/// What is set for its cores: theirs alone, and words that cannot be a path.
+fn quiet(wanted: &QuietRequest, shared: bool) -> Result<(), Refusal> {
+    let of_cores = QuietRequest {
+        strict: false,
+        hugepages: Vec::new(),
+        ..wanted.clone()
+    };
+    if shared && of_cores != QuietRequest::default() {
+        return Err(refuse_hint(
+            "quiet: idle states, clock, interrupts and share are set for whole cores only",
+            "place it on whole cores",
+        ));
+    }
+    let word = |text: &String| {
+        !text.is_empty()
+            && text.len() < 16
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+    };
+    if let Some(governor) = wanted.governor.as_ref().filter(|text| !word(text)) {
+        return Err(refuse(format!(
+            "quiet.governor {governor:?}: the name of a governor"
+        )));
+    }
+    if let Some(share) = wanted.share.filter(|share| !(1..=100).contains(share)) {
+        return Err(refuse(format!("quiet.share {share}: 1 to 100")));
+    }
+    let sizes = wanted.hugepages.iter().map(|huge| huge.size_kib);
+    if wanted.hugepages.len() > LIST_MAX || sizes.clone().any(|kib| !kib.is_power_of_two()) {
+        return Err(refuse(format!(
+            "quiet.hugepages: at most {LIST_MAX} sizes, each a power of two in KiB"
+        )));
+    }
+    if matches!(wanted.resume, Some(Resume::Within(us)) if i32::try_from(us).is_err()) {
+        return Err(refuse("quiet.resume: at most 2147483647 us"));
+    }
+    Ok(())
 }
 
 /// A container id: `[a-z0-9][a-z0-9._-]*`, at most [`MAX_ID`] characters (its socket's name holds it).

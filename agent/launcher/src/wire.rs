@@ -12,6 +12,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use berth_rt::quiet::{Huge, Irqs, Resume};
 use berth_rt::sched::Scheduler;
 use berth_runtime::proof::{Fact, Proof};
 use serde::{Deserialize, Serialize};
@@ -70,6 +71,9 @@ pub struct LaunchRequest {
     /// Share of the real-time budget, where the node has RT_GROUP_SCHED on v1.
     #[serde(default)]
     pub rt_budget: Option<RtBudget>,
+    /// Knobs of the node that are set for it while it runs; needs whole cores, but for huge pages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quiet: Option<QuietRequest>,
     /// Memory limit in bytes.
     #[serde(default)]
     pub memory_bytes: Option<u64>,
@@ -136,6 +140,28 @@ pub struct PlacementRequest {
     /// True: refuse unless the kernel says the cores are isolated.
     #[serde(default)]
     pub require_isolated: bool,
+}
+
+/// What is set for a container's cores while it runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct QuietRequest {
+    /// True: what the node lacks refuses the launch; false: the proof says so.
+    pub strict: bool,
+    /// Idle states.
+    pub resume: Option<Resume>,
+    /// `scaling_governor`.
+    pub governor: Option<String>,
+    /// `scaling_min_freq`, kHz.
+    pub min_khz: Option<u64>,
+    /// `scaling_max_freq`, kHz.
+    pub max_khz: Option<u64>,
+    /// Interrupts.
+    pub irqs: Irqs,
+    /// Huge pages that no other claims.
+    pub hugepages: Vec<Huge>,
+    /// Percent of each core that fifo or rr must be able to have.
+    pub share: Option<u8>,
 }
 
 /// `cpu.rt_runtime_us` and `cpu.rt_period_us` of cgroup v1.

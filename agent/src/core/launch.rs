@@ -2,13 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use berth_documents::{Duration, Isolation, Network, Policy, Scheduling, WorkloadSpec};
+use berth_documents::{
+    self as documents, CStates, Class, Duration, Isolation, Network, Policy, Scheduling, WorkloadSpec,
+};
 use berth_hotplug::rule::parse_address;
 use berth_launcher::wire::{
     self, BindMount, DeviceGrant, InterfaceGrant, LaunchRequest, PlacementRequest, ProcessRequest, Refusal,
     StopRequest,
 };
+use berth_rt::node::KiloHertz;
 use berth_rt::placement::Placement;
+use berth_rt::quiet::{Huge, Irqs, Resume};
 use berth_rt::sched::Scheduler;
 
 use super::bundle::Used;
@@ -231,11 +235,8 @@ pub(super) fn request(instance: &Instance, want: &Want, place: &Placement, node:
             require_isolated: spec.isolation == Isolation::Required,
         },
         scheduler: scheduler(spec),
-        timer_slack_ns: spec
-            .realtime
-            .as_ref()
-            .and_then(|r| r.timer_slack)
-            .map(|slack| slack.as_nanos()),
+        timer_slack_ns: slack(spec),
+        quiet: quiet(spec),
         rt_budget: place::budget(spec, node),
         memory_bytes: spec.memory.map(|size| size.bytes()),
         pids: spec.pids.map(u64::from),
@@ -274,6 +275,50 @@ pub(super) fn request(instance: &Instance, want: &Want, place: &Placement, node:
         armed: matches!(instance.slot, Slot::Pool { .. }),
         notes: notes(instance, &instance.slot, want),
     }
+}
+
+/// The timer slack: as it is given, else the least where a latency is asked for.
+fn slack(spec: &WorkloadSpec) -> Option<u64> {
+    let realtime = spec.realtime.as_ref()?;
+    let target = realtime.latency_target.map(|_| 1);
+    realtime.timer_slack.map(|slack| slack.as_nanos()).or(target)
+}
+
+/// What of the node's knobs is set while it runs.
+fn quiet(spec: &WorkloadSpec) -> Option<wire::QuietRequest> {
+    let realtime = spec.realtime.as_ref().filter(|realtime| realtime.wishes())?;
+    let micros = |time: Duration| u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
+    let states = match realtime.c_states {
+        None => None,
+        Some(CStates::Enable) => Some(Resume::Any),
+        Some(CStates::Disable) => Some(Resume::Within(0)),
+        Some(CStates::MaxLatency(most)) => Some(Resume::Within(micros(most))),
+    };
+    let target = realtime
+        .latency_target
+        .map(|target| Resume::Within(micros(target)));
+    let clock = realtime.frequency.clone().unwrap_or_default();
+    let pages = realtime.hugepages.iter().map(|pages| Huge {
+        size_kib: pages.size.kib(),
+        count: u64::from(pages.count),
+    });
+    Some(wire::QuietRequest {
+        strict: realtime.class != Some(Class::Soft),
+        resume: match (states, target) {
+            (Some(Resume::Within(a)), Some(Resume::Within(b))) => Some(Resume::Within(a.min(b))),
+            (states, target) => states.or(target),
+        },
+        governor: clock.governor,
+        min_khz: clock.min.map(KiloHertz::get),
+        max_khz: clock.max.map(KiloHertz::get),
+        irqs: match (realtime.irqs, realtime.class) {
+            (Some(documents::Irqs::Leave), _) | (None, None) => Irqs::Leave,
+            (Some(documents::Irqs::Away), _) | (None, Some(_)) => Irqs::Away,
+            (Some(documents::Irqs::Device), _) => Irqs::Device,
+        },
+        hugepages: pages.collect(),
+        share: realtime.share,
+    })
 }
 
 /// The scheduling policy as the kernel takes it.

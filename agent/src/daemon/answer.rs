@@ -237,6 +237,7 @@ impl Agent {
             Metadata {
                 name: label,
                 labels: Default::default(),
+                annotations: Default::default(),
             },
             spec,
         );

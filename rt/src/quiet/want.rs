@@ -277,7 +277,7 @@ fn others(machine: &Machine, wish: &Wish, mine: &[u32], base: &Base) -> Reading 
         words.push(format!("the kernel keeps {}", kept.join(", ")));
     }
     if !later.is_empty() {
-        words.push(format!("once more: {}", later.join(", ")));
+        words.push(format!("moved when raised next: {}", later.join(", ")));
     }
     if let Some(pid) = irq::balancer(machine, &wish.cpus) {
         words.push(format!("irqbalance (process {pid}) moves them back"));

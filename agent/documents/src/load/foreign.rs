@@ -98,6 +98,7 @@ impl Reading<'_> {
             let metadata = Metadata {
                 name: envelope.metadata.name,
                 labels: BTreeMap::new(),
+                annotations: BTreeMap::new(),
             };
             (metadata, node)
         });

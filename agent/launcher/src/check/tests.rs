@@ -119,6 +119,26 @@ fn bad_requests_are_refused_by_name() {
                 period_us: 1,
             });
         }),
+        ("quiet: idle states, clock", |r| {
+            r.quiet = Some(crate::wire::QuietRequest {
+                irqs: berth_rt::quiet::Irqs::Away,
+                ..Default::default()
+            });
+        }),
+        ("quiet.governor \"../a\"", |r| {
+            r.placement.shared = false;
+            r.quiet = Some(crate::wire::QuietRequest {
+                governor: Some("../a".into()),
+                ..Default::default()
+            });
+        }),
+        ("quiet.share 101", |r| {
+            r.placement.shared = false;
+            r.quiet = Some(crate::wire::QuietRequest {
+                share: Some(101),
+                ..Default::default()
+            });
+        }),
         ("memory_bytes 4096: at least", |r| r.memory_bytes = Some(4096)),
         ("pids 0", |r| r.pids = Some(0)),
         ("device path \"/dev/../etc/x\"", |r| {

@@ -14,6 +14,7 @@ use nix::unistd::{ForkResult, fork};
 
 use super::{Launcher, Watched};
 use crate::compose::chain;
+use crate::monitor::quiet;
 use crate::paths::{self, Record};
 use crate::socket;
 use crate::wire::{Exit, Refusal, VERSION};
@@ -46,7 +47,8 @@ impl Launcher {
         let sockets = names(self.paths.monitors()).filter_map(|n| n.strip_suffix(".sock").map(str::to_owned));
         let networks = crate::cni::known(&self.paths);
         let containers = names(self.paths.run.join("containers"));
-        let mut all: Vec<String> = sockets.chain(containers).chain(networks).collect();
+        let holders = quiet::keeper(&self.paths).holders();
+        let mut all: Vec<String> = sockets.chain(containers).chain(networks).chain(holders).collect();
         all.sort();
         all.dedup();
         all.retain(|id| crate::check::id(id).is_ok());
@@ -85,8 +87,9 @@ impl Launcher {
             // Released, and the id is another container's by now.
             return;
         }
-        let network = crate::cni::known(&self.paths).iter().any(|n| n == id);
-        if !network && !socket.exists() && !self.paths.container(id).exists() {
+        let holds = crate::cni::known(&self.paths).iter().any(|n| n == id)
+            || quiet::keeper(&self.paths).holders().iter().any(|h| h == id);
+        if !holds && !socket.exists() && !self.paths.container(id).exists() {
             self.labels.free(id);
             self.ranges.free(id);
             return;
@@ -135,6 +138,10 @@ impl Launcher {
             Err(e) => errors.push(chain(&e)),
         }
         errors.extend(crate::cni::detach(&self.paths, id).err().into_iter().flatten());
+        if let Err(e) = quiet::keeper(&self.paths).release(id) {
+            hint = hint.or_else(|| e.hint());
+            errors.push(e.to_string());
+        }
         let folder = self.paths.container(id);
         let record = Record::read(&folder)
             .ok()

@@ -68,6 +68,8 @@ impl Monitor<'_> {
     }
 
     fn create(&mut self) -> Result<(), Refusal> {
+        let (devices, interfaces) = (self.request.devices.clone(), self.request.interfaces.clone());
+        self.hush(&devices, &interfaces)?;
         let Some(plan) = self.plan.take() else {
             return Err(refusal("create", "there is no plan".into(), None));
         };
@@ -124,6 +126,10 @@ impl Monitor<'_> {
         devices: Vec<DeviceGrant>,
         interfaces: Vec<InterfaceGrant>,
     ) {
+        let new = !devices.is_empty() || !interfaces.is_empty();
+        if new && let Err(e) = self.hush(&devices, &interfaces) {
+            return self.fail(e, None);
+        }
         if let Err(e) = self.inject(&devices, &interfaces) {
             return self.fail(e, None);
         }
@@ -136,6 +142,10 @@ impl Monitor<'_> {
             }
         }
         self.mark("inject");
+        let quiet = match self.hushed() {
+            Ok(facts) => facts,
+            Err(e) => return self.fail(e, None),
+        };
         let Some(container) = &mut self.container else {
             return;
         };
@@ -152,7 +162,8 @@ impl Monitor<'_> {
             self.program.iter().cloned().chain(args).collect()
         };
         match container.start(Some(&StartArgs { args, env })) {
-            Ok(proof) => {
+            Ok(mut proof) => {
+                proof.facts.extend(quiet);
                 self.timing.extend_from_slice(&container.timing()[told..]);
                 self.phase = Phase::Running;
                 let started_at = container.released_at().unwrap_or_else(paths::now);
@@ -179,7 +190,7 @@ impl Monitor<'_> {
         }
     }
 
-    fn mark(&mut self, step: &str) {
+    pub(super) fn mark(&mut self, step: &str) {
         super::mark(&mut self.timing, &mut self.begun, step);
     }
 
@@ -237,6 +248,7 @@ impl Monitor<'_> {
                 source: "CNI CHECK".into(),
             });
         }
+        proof.facts.extend(self.quiet_facts()?);
         Ok(proof)
     }
 
@@ -246,7 +258,7 @@ impl Monitor<'_> {
             return;
         }
         let Some(container) = &self.container else { return };
-        let drifted: Vec<Fact> = match container.prove_cheap() {
+        let mut drifted: Vec<Fact> = match container.prove_cheap() {
             Ok(proof) => proof.failures().cloned().collect(),
             Err(e) => vec![Fact {
                 name: "proof".into(),
@@ -256,6 +268,7 @@ impl Monitor<'_> {
                 holds: false,
             }],
         };
+        drifted.extend(self.quiet_drift());
         self.reap();
         if self.phase != Phase::Running {
             // It ended while it was looked at: that is no drift.
@@ -450,6 +463,7 @@ impl Monitor<'_> {
                 }
             }
         }
+        self.unhush();
         self.drift.clear();
         if let Err(e) = paths::remove_tree(&self.paths.storage(&self.request.id)) {
             eprintln!("berth monitor of {}: freeing: {e}", self.request.id);

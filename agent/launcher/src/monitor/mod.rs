@@ -18,6 +18,7 @@ mod interfaces;
 mod life;
 mod links;
 pub(crate) mod output;
+pub(crate) mod quiet;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -130,6 +131,8 @@ pub(crate) struct Monitor<'a> {
     failure: Option<Refusal>,
     proof: Option<Proof>,
     drift: Vec<Fact>,
+    /// What raises the interrupts of its devices, where they are to come to its cores.
+    controllers: Vec<String>,
     dropped: u64,
     kill_at: Option<Instant>,
     prove_at: Option<Instant>,
@@ -203,6 +206,7 @@ impl<'a> Monitor<'a> {
                 failure: None,
                 proof: None,
                 drift: Vec::new(),
+                controllers: Vec::new(),
                 dropped: 0,
                 kill_at: None,
                 prove_at: None,
