@@ -23,6 +23,10 @@ use crate::{ethtool, knob};
 
 pub use journal::{Journal, JournalError};
 
+/// The kernel's two lockup detectors, and what switches both.
+const DETECTORS: [&str; 2] = ["/proc/sys/kernel/soft_watchdog", "/proc/sys/kernel/nmi_watchdog"];
+const WATCHDOG: &str = "/proc/sys/kernel/watchdog";
+
 /// What `apply` did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
@@ -94,6 +98,13 @@ impl Failed {
             Some(libc::EINVAL | libc::ERANGE) => {
                 format!("this kernel takes no such value: change {field}{at_boot}")
             }
+            None if self.value == "1"
+                && matches!(&self.target, Target::File { path } if DETECTORS.contains(&path.as_str())) =>
+            {
+                format!(
+                    "kernel.watchdog is off, and switches both detectors: sysctl -w kernel.watchdog=1, or leave out {field}"
+                )
+            }
             _ if self.knob == "hugepages" => {
                 format!("memory is too fragmented or too small for that: lower {field}{at_boot}")
             }
@@ -148,6 +159,20 @@ impl TuneError {
             TuneError::Journal(error) => Some(error.hint()),
         }
     }
+}
+
+/// Puts back what an interrupted run left; how many changes. Before a survey: one that is made while half a run is in
+/// force takes what that run did for settled.
+///
+/// # Errors
+/// As [`undo`].
+pub fn settle(machine: &Machine, journal: &Path) -> Result<usize, TuneError> {
+    let mut log = Journal::open(journal, &boot_id(machine))?;
+    if !log.unfinished() {
+        return Ok(0);
+    }
+    let since = log.begin_of_last();
+    Ok(put_back(machine, &mut log, since)?.put_back)
 }
 
 /// Makes `changes`, in their order. What an interrupted run left is put back first.
@@ -272,7 +297,7 @@ fn put_back(machine: &Machine, log: &mut Journal, since: usize) -> Result<Undone
             match write(machine, target, old) {
                 Err(error) if gone(&error, target) => absent = true,
                 Err(error) => left.push(fail(Some(error), current(machine, target))),
-                Ok(()) => match current(machine, target) {
+                Ok(()) => match read_back(machine, target, old) {
                     Some(actual) if agrees(&actual, old) => {}
                     actual => left.push(fail(None, actual)),
                 },
@@ -289,6 +314,26 @@ fn put_back(machine: &Machine, log: &mut Journal, since: usize) -> Result<Undone
     }
     log.truncate(since)?;
     Ok(undone)
+}
+
+/// What is there once `old` was put back into `target`. A lockup detector may need more than its own file: on 6.1 and 6.12
+/// the *reading* of kernel.watchdog while both detectors are off switches it off (kernel/watchdog.c,
+/// proc_watchdog_common() sets what userspace asked for to what it shows), and from then on 1 in soft_watchdog or
+/// nmi_watchdog is taken and shows as 0. A detector that was on had kernel.watchdog on, so that is put back too: written,
+/// never read.
+fn read_back(machine: &Machine, target: &Target, old: &str) -> Option<String> {
+    let actual = current(machine, target);
+    match target {
+        Target::File { path }
+            if DETECTORS.contains(&path.as_str()) && old == "1" && actual.as_deref() == Some("0") =>
+        {
+            // A failure shows in what is read.
+            let both = put(&machine.path(WATCHDOG), old);
+            let _ = both.and_then(|()| put(&machine.path(path), old));
+            current(machine, target)
+        }
+        _ => actual,
+    }
 }
 
 /// The change with what puts it back, as things are now; `None` where its thread or interface is gone.

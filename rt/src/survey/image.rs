@@ -13,8 +13,10 @@ impl Survey<'_> {
             if wanted && !actual {
                 finding.state = State::Missing;
                 finding.reason = Some(self.why("CONFIG_PREEMPT_RT"));
-                finding.mend =
-                    Some("boot a kernel with CONFIG_PREEMPT_RT, such as linux-image-rt of Debian".into());
+                let cost = crate::knob::find(finding.knob).map_or("", |knob| knob.cost);
+                finding.mend = Some(format!(
+                    "boot a kernel with CONFIG_PREEMPT_RT, such as linux-image-rt of Debian; else {cost}"
+                ));
             }
             self.findings.push(finding);
         }

@@ -154,6 +154,23 @@ fn killed_between_any_two_steps() {
 }
 
 #[test]
+fn what_was_interrupted_is_settled_and_what_was_finished_stays() {
+    let root = tempfile::tempdir().unwrap();
+    let (machine, journal) = (machine(root.path()), root.path().join("journal"));
+    assert_eq!(settle(&machine, &journal).unwrap(), 0);
+    apply(&machine, &journal, &changes()).unwrap();
+    assert_eq!(settle(&machine, &journal).unwrap(), 0);
+    assert_eq!(values(&machine), ["10", "10"]);
+    // Its last line, `done`, was never written.
+    let whole = fs::read_to_string(&journal).unwrap();
+    let (begun, _) = whole.trim_end().rsplit_once('\n').unwrap();
+    fs::write(&journal, format!("{begun}\n")).unwrap();
+    assert_eq!(settle(&machine, &journal).unwrap(), 2);
+    assert_eq!(values(&machine), ["60", "1"]);
+    assert!(!journal.exists());
+}
+
+#[test]
 fn a_journal_of_another_boot_is_thrown_away() {
     let root = tempfile::tempdir().unwrap();
     let (machine, journal) = (machine(root.path()), root.path().join("journal"));

@@ -3,7 +3,7 @@
 use anyhow::bail;
 use berth_rt::knob::When;
 use berth_rt::survey::{Change, Context, Finding, State, survey};
-use berth_rt::tune::{Journal, apply, undo};
+use berth_rt::tune::{Applied, Journal, apply, settle, undo};
 use clap::Args;
 use serde::Serialize;
 
@@ -134,17 +134,28 @@ pub(super) fn main(folders: &Folders, args: &TuneArgs) -> Outcome {
             impossible.len()
         );
     }
+    let settled = if args.dry_run {
+        0
+    } else {
+        settle(&machine, &journal).map_err(|error| with_hint(&error, error.hint()))?
+    };
+    // What was half done is undone now: the node is another.
+    let findings = if settled > 0 { look() } else { findings };
     let changes: Vec<Change> = findings
         .iter()
         .filter_map(|finding| finding.change.clone())
         .collect();
     let applied = if args.dry_run {
-        berth_rt::tune::Applied {
+        Applied {
             made: changes,
-            ..Default::default()
+            ..Applied::default()
         }
     } else {
-        apply(&machine, &journal, &changes).map_err(|error| with_hint(&error, error.hint()))?
+        let applied = apply(&machine, &journal, &changes).map_err(|error| with_hint(&error, error.hint()))?;
+        Applied {
+            put_back: settled + applied.put_back,
+            ..applied
+        }
     };
     let after = if args.dry_run { findings } else { look() };
     let left: Vec<&Finding> = after
