@@ -30,20 +30,43 @@ impl Axes {
         let most = filled().map(Histogram::max).max().unwrap_or(1000).max(least + 1);
         let count = filled().map(Histogram::count).max().unwrap_or(10).max(10);
         Axes {
-            left: (least as f64).log10().floor(),
-            right: (most as f64).log10().ceil(),
-            floor: -(count as f64).log10().ceil(),
+            left: log10(least as f64).floor(),
+            right: log10(most as f64).ceil(),
+            floor: -log10(count as f64).ceil(),
         }
     }
 
     fn x(&self, ns: u64) -> f64 {
-        let at = ((ns.max(1) as f64).log10() - self.left) / (self.right - self.left);
+        let at = (log10(ns.max(1) as f64) - self.left) / (self.right - self.left);
         EDGE.0 + at.clamp(0.0, 1.0) * (SIZE.0 - EDGE.0 - EDGE.2)
     }
 
     fn y(&self, share: f64) -> f64 {
-        let at = share.max(1e-300).log10() / self.floor;
+        let at = log10(share.max(1e-300)) / self.floor;
         EDGE.1 + at.clamp(0.0, 1.0) * (SIZE.1 - EDGE.1 - EDGE.3)
+    }
+}
+
+/// The decimal logarithm of a normal number above 0, to 1e-12; a power of ten gives its exponent. The standard library's
+/// would bring libm, one more library that is mapped for each process of berth, for the sake of a picture.
+fn log10(x: f64) -> f64 {
+    const EXPONENT: u64 = 0x7ff << 52;
+    let bits = x.to_bits();
+    let exponent = ((bits & EXPONENT) >> 52) as f64 - 1023.0;
+    let mantissa = f64::from_bits(bits & !EXPONENT | 1023 << 52);
+    // ln m = 2 atanh((m - 1) / (m + 1)), and that is at most 1/3 for m below 2.
+    let t = (mantissa - 1.0) / (mantissa + 1.0);
+    let (mut power, mut sum) = (t, 0.0);
+    for odd in (1..32).step_by(2) {
+        sum += power / f64::from(odd);
+        power *= t * t;
+    }
+    let exact = (exponent * std::f64::consts::LN_2 + 2.0 * sum) / std::f64::consts::LN_10;
+    let whole = (exact + 0.5).floor();
+    if (exact - whole).abs() < 1e-12 {
+        whole
+    } else {
+        exact
     }
 }
 
@@ -191,6 +214,19 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn logarithms_agree_with_the_standard_librarys() {
+        for exponent in -15..19 {
+            let power = 10f64.powi(exponent);
+            assert_eq!(log10(power), f64::from(exponent));
+            for factor in [1.000_1, 1.7, 2.0, 3.3, 9.99] {
+                let x = power * factor;
+                assert!((log10(x) - x.log10()).abs() < 1e-12, "{x}");
+            }
+        }
+        assert!((log10(1e-300) + 300.0).abs() < 1e-9);
+    }
 
     #[test]
     fn every_curve_is_drawn_within_the_frame() {
