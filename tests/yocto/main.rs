@@ -221,6 +221,58 @@ fn every_kernel_option_has_its_reason_and_is_asked_for_once() {
 }
 
 #[test]
+fn ptest_builds_crates_that_there_are_and_says_their_tests() {
+    let recipe = read(&layer().join("recipes-berth/berth/berth_0.1.0.bb"));
+    let named = recipe
+        .lines()
+        .find_map(|line| line.strip_prefix("BERTH_PTEST_CRATES = \""))
+        .unwrap();
+    let folders = ["rt", "hotplug", "policies", "images", "agent/runtime"];
+    let manifests: Vec<String> = folders
+        .iter()
+        .map(|folder| read(&workspace().join(folder).join("Cargo.toml")))
+        .collect();
+    for name in named.trim_end_matches('"').split(' ') {
+        let line = format!("name = \"{name}\"");
+        assert!(
+            manifests.iter().any(|text| text.contains(&line)),
+            "no crate {name}"
+        );
+    }
+    // What it leaves out is a test that there is.
+    assert!(read(&workspace().join("rt/src/knob/mod.rs")).contains("fn page_and_table_agree()"));
+    let folder = tempfile::tempdir().unwrap();
+    let script = "recipes-berth/berth/files/run-ptest";
+    fs::copy(layer().join(script), folder.path().join("run-ptest")).unwrap();
+    fs::create_dir(folder.path().join("tests")).unwrap();
+    for (name, text) in [
+        (
+            "berth-rt",
+            "echo 'test a::b ... ok'; echo 'test c ... FAILED'; echo 'test result: FAILED'; exit 1",
+        ),
+        ("berth-images", "echo no such library; exit 127"),
+    ] {
+        let path = folder.path().join("tests").join(name);
+        fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        assert!(
+            Command::new("chmod")
+                .arg("755")
+                .arg(&path)
+                .status()
+                .unwrap()
+                .success()
+        );
+    }
+    let ran = Command::new(folder.path().join("run-ptest")).output().unwrap();
+    let said = String::from_utf8(ran.stdout).unwrap();
+    assert_eq!(
+        said,
+        "FAIL: berth-images\nno such library\nPASS: berth-rt a::b\nFAIL: berth-rt c\n"
+    );
+    assert_eq!(ran.status.code(), Some(1));
+}
+
+#[test]
 fn what_a_layer_check_asks_of_the_papers() {
     let text = read(&layer().join("README.md")).to_lowercase();
     for word in ["maintainer", "patch", "@"] {
