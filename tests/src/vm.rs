@@ -238,6 +238,15 @@ impl Vm {
         Ok(String::from_utf8_lossy(&fs::read(self.dir.join("console.log"))?).into_owned())
     }
 
+    /// Seconds of CPU that QEMU has had so far; 0 where it is gone.
+    pub fn cpu_seconds(&self) -> f64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.qemu.id())).unwrap_or_default();
+        let after = stat.rsplit(") ").next().unwrap_or_default();
+        let ticks = after.split(' ').skip(11).take(2);
+        // In hundredths of a second, proc_pid_stat(5) with the kernel's USER_HZ.
+        ticks.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0
+    }
+
     /// Keep console and log of this guest, and say where they are.
     pub fn keep(&mut self) -> &Path {
         self.keep = true;

@@ -10,7 +10,9 @@ use berth_tests::agent::{binary, samples, workspace};
 use berth_tests::skips;
 use berth_tests::vm::needs::Machine;
 use berth_tests::vm::{Config, Shape, Vm, make_disk, out};
-use libtest_mimic::{Failed, Trial};
+use libtest_mimic::Failed;
+
+use crate::lanes::Trial;
 
 /// Binaries above this many bytes carry symbols that no guest needs: their copy is stripped. What ships is below.
 const SYMBOLS: u64 = 12 << 20;
@@ -19,7 +21,7 @@ const INSTALL: &str = "for p in berth berth-escape berth-kill-at; do [ ! -e /hos
      for i in busybox worker; do berth image load /host/berth-sample-$i.tar; done && berth image ls && umount /host";
 
 /// What a guest says of a test that failed; and the documents that it applied are taken away.
-const LOG: &str = "dmesg; tail -n 200 /run/berth-agent.log 2>/dev/null; journalctl -q -n 200 -u 'berth*' 2>/dev/null; \
+pub(crate) const LOG: &str = "dmesg; tail -n 200 /run/berth-agent.log 2>/dev/null; journalctl -q -n 200 -u 'berth*' 2>/dev/null; \
      if [ -e /tmp/documents.yaml ]; then berth delete /tmp/documents.yaml; fi";
 
 /// What a guest is.
@@ -112,16 +114,6 @@ pub(crate) const SYSTEMD: Spec = Spec {
     ..BASE
 };
 
-/// PREEMPT_RT 6.12 on arm64.
-pub(crate) const ARM64: Spec = Spec {
-    name: "arm64",
-    arch: "arm64",
-    kernel: "linux-image-6.12-rt-arm64",
-    isolcpus: "2-3",
-    qemu: crate::devices::BACKENDS,
-    ..BASE
-};
-
 /// A node as meta-berth's image makes it: no udevd, images in a sealed read-only store.
 pub(crate) const FIRMWARE: Spec = Spec {
     name: "firmware",
@@ -132,11 +124,12 @@ pub(crate) const FIRMWARE: Spec = Spec {
     ..BASE
 };
 
-/// The same on arm64.
-pub(crate) const FIRMWARE_ARM64: Spec = Spec {
-    name: "firmware-arm64",
+/// The same on arm64, with two cores given away.
+pub(crate) const ARM64: Spec = Spec {
+    name: "arm64",
     arch: "arm64",
     kernel: "linux-image-6.12-rt-arm64",
+    isolcpus: "2-3",
     share: crate::firmware::arm64,
     ..FIRMWARE
 };
@@ -183,6 +176,11 @@ impl Guest {
     /// Its name.
     pub(crate) fn name(&self) -> &'static str {
         self.spec.name
+    }
+
+    /// Its architecture.
+    pub(crate) fn arch(&self) -> &'static str {
+        self.spec.arch
     }
 
     /// A test in this guest.
@@ -254,6 +252,13 @@ impl Guest {
                 .slot
                 .lock()
                 .map_err(|_| Failed::from("an earlier test of this guest panicked"))?;
+            if let Slot::Up(vm) = &*slot {
+                println!(
+                    "guest {}: QEMU had {:.0} s of CPU",
+                    guest.spec.name,
+                    vm.cpu_seconds()
+                );
+            }
             *slot = Slot::NotYet;
             Ok(())
         })

@@ -3,16 +3,19 @@
 
 use anyhow::{Context, Result, ensure};
 use berth_tests::vm::Vm;
-use libtest_mimic::Trial;
 use serde_json::Value;
 
 use crate::boots::Guest;
+use crate::lanes::Trial;
 use crate::{devices, on_guest};
 
 pub(crate) fn tests(guest: &Guest) -> Vec<Trial> {
     let mut tests = vec![
         guest.test("a node without PREEMPT_RT", node),
-        guest.test("what it lacks is a finding, not a failure", findings),
+        guest.test(
+            "the option it lacks is a finding with its cost, not a failure",
+            findings,
+        ),
         guest.test("fifo on a whole core", fifo),
     ];
     tests.extend(devices::some(guest, &["virtio-net", "nvme"]));
@@ -42,9 +45,13 @@ fn findings(vm: &mut Vm) -> Result<()> {
         .iter()
         .find(|finding| finding["knob"] == "realtime-kernel")
         .with_context(|| format!("no word of the kernel: {text}"))?;
+    let says = |field: &str, words: &str| kernel[field].as_str().is_some_and(|text| text.contains(words));
     ensure!(
-        kernel["state"] != "ok" && kernel["mend"].is_string(),
-        "the kernel: {kernel}"
+        kernel["state"] == "missing"
+            && says("reason", "built without CONFIG_PREEMPT_RT")
+            && says("mend", "boot a kernel with CONFIG_PREEMPT_RT")
+            && says("mend", "else interrupt handlers and critical sections delay"),
+        "the option and what its lack costs are not in {kernel}"
     );
     // The document holds all the same, and the agent goes on with it.
     on_guest::apply(vm, yaml)?;

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use berth_tests::vm::Vm;
-use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
 use crate::boots::Guest;
+use crate::lanes::Trial;
 use crate::on_guest;
 
 /// A guest on a busy machine needs its time.

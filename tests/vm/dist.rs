@@ -4,9 +4,10 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use libtest_mimic::{Failed, Trial};
+use libtest_mimic::Failed;
 
 use crate::boots::shipped;
+use crate::lanes::Trial;
 
 /// Bytes.
 const LARGEST: u64 = 10_000_000;

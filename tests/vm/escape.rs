@@ -2,9 +2,9 @@
 
 use anyhow::{Result, ensure};
 use berth_tests::vm::Vm;
-use libtest_mimic::Trial;
 
 use crate::boots::Guest;
+use crate::lanes::Trial;
 
 pub(crate) fn tests(guest: &Guest) -> Vec<Trial> {
     vec![guest.test("every published escape is held", held)]

@@ -7,10 +7,10 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use berth_tests::agent::{binary, samples, workspace};
 use berth_tests::vm::Vm;
-use libtest_mimic::Trial;
 
 use crate::boots::Guest;
 use crate::devices::{self, LIMIT};
+use crate::lanes::Trial;
 
 /// Sets the node up as berth_0.1.0.bb and berth-preloaded.bbclass lay it out.
 pub(crate) const SETUP: &str = "cp /host/berth /usr/bin/berth && mkdir -p /etc/berth /etc/init.d /usr/share/berth/images && \
@@ -73,6 +73,10 @@ pub(crate) fn tests(guest: &Guest) -> Vec<Trial> {
             images,
         ),
     ];
+    if guest.arch() == "arm64" {
+        tests.push(guest.test("the guest is what it should be", arm64_node));
+        tests.push(guest.test("fifo on a whole core", crate::cloud::fifo));
+    }
     tests.extend(devices::some(guest, &["usb-serial", "virtio-net"]));
     tests.push(guest.test("the script stops both and leaves the workload alone", stop));
     tests.push(guest.test("a store that was tampered with gives nothing", tampered));
@@ -110,6 +114,18 @@ fn init(vm: &mut Vm) -> Result<()> {
         )?;
     }
     vm.until("the agent answers again", "berth ps", LIMIT).map(drop)
+}
+
+/// PREEMPT_RT on arm64 with two cores given away, and the cross-built binary. Unplugging a PCI card is polled there (see
+/// tests/src/vm/config.rs).
+fn arm64_node(vm: &mut Vm) -> Result<()> {
+    let facts = vm.sh("uname -rm; cat /sys/kernel/realtime /sys/devices/system/cpu/isolated")?;
+    for word in ["aarch64", "-rt-", "2-3"] {
+        ensure!(facts.contains(word), "no {word}: {facts}");
+    }
+    let version = vm.sh("berth --version; berth image ls")?;
+    ensure!(version.contains("arm64"), "no arm64 image:\n{version}");
+    Ok(())
 }
 
 fn images(vm: &mut Vm) -> Result<()> {

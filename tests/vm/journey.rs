@@ -2,11 +2,11 @@
 
 use anyhow::{Context, Result, ensure};
 use berth_tests::vm::Vm;
-use libtest_mimic::Trial;
 use serde_json::json;
 
 use crate::boots::Guest;
 use crate::devices::LIMIT;
+use crate::lanes::Trial;
 use crate::on_guest;
 
 const DOCUMENTS: &str = r#"

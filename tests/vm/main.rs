@@ -1,9 +1,9 @@
 //! The guests. One boot for each kernel command line (`boots.rs`), shared by its tests; the guest runs the binary that
 //! ships. To add a test to a boot, add its function behind that boot's name below.
 //!
-//! `RIG_OUT` moves the rig's folder (default `.rig`). A failing test keeps console and log and says where.
+//! `RIG_OUT` moves the rig's folder (default `.rig`); `BERTH_LANES` says how many guests run at once (two, where cores and
+//! memory suffice); `BERTH_ROUNDS` multiplies rounds. A failing test keeps console and log and says where.
 
-mod arm64;
 mod boots;
 mod cloud;
 mod devices;
@@ -11,6 +11,7 @@ mod dist;
 mod escape;
 mod firmware;
 mod journey;
+mod lanes;
 mod on_guest;
 mod plain;
 mod plug;
@@ -25,71 +26,79 @@ mod watchdog;
 use std::process::ExitCode;
 
 use berth_tests::skips;
-use libtest_mimic::{Arguments, Trial};
+use berth_tests::vm::needs::Machine;
+use berth_tests::vm::out;
+use libtest_mimic::Arguments;
 
 use boots::{Guest, Spec};
+use lanes::Trial;
 
 /// The tests of one module in one guest, in order.
 type Tests = fn(&Guest) -> Vec<Trial>;
 
-/// Every boot, and what runs in it. What one CI run has no time for is behind `long`: `make test-long` runs it.
-fn suite(long: bool) -> Vec<(Spec, Vec<Tests>)> {
-    let mut plain: Vec<Tests> = vec![realtime::partitions, plain::tests];
-    let mut rt_61: Vec<Tests> = vec![realtime::before_remote];
-    let mut rt_612: Vec<Tests> = vec![journey::tests, rig::tests, devices::tests];
-    if long {
-        plain.extend([escape::tests as Tests, tuning::tests]);
-        rt_61.push(tuning::without_sweep);
-        rt_612.push(plug::tests);
-    }
-    // The last of its boot: it resets the guest.
-    plain.push(watchdog::tests);
+/// Every boot, and what runs in it: the longest first, so that the lanes end together.
+fn boots() -> Vec<(Spec, Vec<Tests>)> {
     let mut boots = vec![
-        (boots::RT_612, rt_612),
-        (boots::PLAIN, plain),
-        (boots::RT_61, rt_61),
-        (boots::SELINUX, vec![selinux::tests as Tests]),
-        (boots::CLOUD, vec![cloud::tests]),
+        (
+            boots::PLAIN,
+            vec![
+                realtime::partitions as Tests,
+                plain::tests,
+                escape::tests,
+                tuning::tests,
+                // The last of its boot: it resets the guest.
+                watchdog::tests,
+            ],
+        ),
+        (
+            boots::RT_612,
+            vec![journey::tests, rig::tests, devices::tests, plug::tests],
+        ),
+        (power::POWER, vec![|_| power::tests()]),
+        (boots::SELINUX, vec![selinux::tests]),
         (boots::SYSTEMD, vec![systemd::tests]),
+        (boots::RT_61, vec![realtime::before_remote, tuning::without_sweep]),
         (boots::FIRMWARE, vec![firmware::tests]),
+        (boots::CLOUD, vec![cloud::tests]),
     ];
-    if long {
-        boots.push((boots::ARM64, vec![arm64::tests]));
-        boots.push((boots::FIRMWARE_ARM64, vec![firmware::tests]));
+    if std::env::var_os("BERTH_ROUNDS").is_some() || std::env::args().any(|arg| arg == "--list") {
+        boots.push((boots::ARM64, vec![firmware::tests]));
     }
     boots
 }
 
 fn main() -> ExitCode {
-    let mut arguments = Arguments::from_args();
-    arguments.test_threads = Some(1);
-    let rounds = std::env::var("BERTH_ROUNDS")
-        .ok()
-        .and_then(|r| r.parse::<usize>().ok());
-    let long = arguments.list || rounds.is_some_and(|rounds| rounds > 1);
-    let mut trials = dist::tests();
-    trials.extend(rig::without_a_guest());
-    for (spec, modules) in suite(long) {
+    let arguments = Arguments::from_args();
+    let listing = arguments.list;
+    let mut suites = Vec::new();
+    for (spec, modules) in boots() {
         let guest = Guest::new(spec.clone());
         let mut tests: Vec<Trial> = modules.iter().flat_map(|tests| tests(&guest)).collect();
         // A listing names every test, whatever this machine has.
-        if !arguments.list && spec.is_missing(tests.len()) {
-            continue;
+        if listing || !spec.is_missing(tests.len()) {
+            tests.push(guest.end());
+            suites.push(tests);
         }
-        tests.push(guest.end());
-        trials.append(&mut tests);
     }
-    if arguments.list || long && !power::POWER.is_missing(1) {
-        trials.append(&mut power::tests());
-    }
-    if !arguments.list && arguments.filter.is_none() {
+    suites.push(dist::tests());
+    suites.push(rig::without_a_guest());
+    // By then every kernel's configuration is there.
+    suites.push(firmware::options());
+    let memory = Machine::read("amd64", "busybox", "", &out(), true).memory;
+    let trials = lanes::begin(&arguments, suites, lanes::lanes(memory));
+    if !listing && arguments.filter.is_none() {
         // A whole run: images are built while the guests before them run. A failure is told by its guest.
-        let specs: Vec<Spec> = suite(long).into_iter().map(|(spec, _)| spec).collect();
-        std::thread::spawn(move || specs.iter().map(Spec::config).filter(Result::is_err).count());
+        std::thread::spawn(move || {
+            let specs = boots().into_iter().map(|(spec, _)| spec);
+            specs.filter(|spec| spec.config().is_err()).count()
+        });
     }
-    trials.append(&mut firmware::options());
-    let listing = arguments.list;
-    let conclusion = libtest_mimic::run(&arguments, trials);
+    // Each of the harness's threads waits for one test of a lane.
+    let waiting = Arguments {
+        test_threads: Some(trials.len().max(1)),
+        ..arguments
+    };
+    let conclusion = libtest_mimic::run(&waiting, trials);
     // What was skipped is a failure unless the committed list has it.
     if !listing && let Err(wrong) = skips::check("vm", include_str!("../skips.txt")) {
         wrong.iter().for_each(|line| eprintln!("{line}"));

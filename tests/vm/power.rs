@@ -13,10 +13,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use berth_tests::vm::{Config, Shape, Vm, make_disk, out};
-use libtest_mimic::{Failed, Trial};
+use libtest_mimic::Failed;
 
-use crate::boots::{BASE, Spec};
+use crate::boots::{BASE, LOG, Spec};
 use crate::devices::LIMIT;
+use crate::lanes::Trial;
 
 /// The kernel that boots fastest, one CPU, nothing plugged, no udevd.
 pub(crate) const POWER: Spec = Spec {
@@ -231,7 +232,9 @@ impl<'a> Lane<'a> {
         let mut vm = Vm::boot(&self.config, &dir)?;
         let looked = self.look(&mut vm, round);
         if looked.is_err() {
-            vm.keep();
+            // Console, the agent's log and the disk are kept; the error says where.
+            let log = vm.run(LOG).map(|answer| answer.1).unwrap_or_default();
+            std::fs::write(vm.keep().join("guest.log"), log)?;
         }
         looked?;
         if round == cuts {

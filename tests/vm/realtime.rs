@@ -3,10 +3,10 @@
 
 use anyhow::{Context, Result, ensure};
 use berth_tests::vm::Vm;
-use libtest_mimic::Trial;
 
 use crate::boots::Guest;
 use crate::devices::LIMIT;
+use crate::lanes::Trial;
 use crate::on_guest;
 
 /// A guest whose kernel makes remote partitions, booted without isolcpus.

@@ -9,10 +9,10 @@ mod daemons;
 
 use anyhow::{Context, Result, ensure};
 use berth_tests::vm::Vm;
-use libtest_mimic::Trial;
 use serde_json::json;
 
 use crate::boots::Guest;
+use crate::lanes::Trial;
 use bundle::{Bundle, denials, denied};
 
 /// A pair of categories for most containers here, and another.
@@ -27,6 +27,7 @@ pub(crate) fn tests(guest: &Guest) -> Vec<Trial> {
         guest.test("a container has its own context and pair", context),
         guest.test("two containers with different pairs", apart),
         guest.test("a container and the host", host),
+        guest.test("a device of the node's, bound into a container", bound_device),
         guest.test("a container in a user namespace", user_namespace),
         guest.test("memory is not executed", memory),
         guest.test("a label that cannot be applied refuses the launch", refused),
@@ -254,6 +255,43 @@ fn host(vm: &mut Vm) -> Result<()> {
     ensure!(denials.contains("host_file_t"), "{output}\n{denials}");
     vm.sh("kill $(cat /run/hostpid); rm -rf /srv/data /run/hostpid")
         .map(drop)
+}
+
+/// Set a boolean of the policy.
+fn boolean(vm: &mut Vm, name: &str, on: bool) -> Result<()> {
+    let on = u8::from(on);
+    vm.sh(&format!(
+        "cd /sys/fs/selinux; echo {on} >booleans/{name} && echo 1 >commit_pending_bools && grep -q '^{on}' booleans/{name}"
+    ))
+    .map(drop)
+}
+
+/// The node's own device node, bound by the bundle: the device cgroup lets it through, and the label does not, until
+/// the node's administrator says otherwise.
+fn bound_device(vm: &mut Vm) -> Result<()> {
+    let bundle = || {
+        let script = "sh -c ': </dev/port' 2>/dev/null && echo PORT; echo done";
+        let mut bundle = Bundle::new("bound", ONE, script).bind("/dev/ttyS0", "/dev/port");
+        bundle.config["linux"]["resources"]["devices"] = json!([
+            {"allow": false, "access": "rwm"},
+            {"allow": true, "type": "c", "major": 4, "minor": 64, "access": "rw"}
+        ]);
+        bundle
+    };
+    let output = bundle().good(vm)?;
+    ensure!(!output.contains("PORT"), "a bound device was opened:\n{output}");
+    let own = format!("berth_container_t:{ONE}");
+    denied(vm, "read", "chr_file", &own, "device_t")?;
+    boolean(vm, "berth_bound_devices", true)?;
+    let output = bundle().good(vm);
+    boolean(vm, "berth_bound_devices", false)?;
+    let output = output?;
+    ensure!(
+        output.contains("PORT"),
+        "berth_bound_devices does nothing:\n{output}\n{}",
+        denials(vm)?
+    );
+    Ok(())
 }
 
 fn user_namespace(vm: &mut Vm) -> Result<()> {

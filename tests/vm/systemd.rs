@@ -7,10 +7,10 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use berth_tests::agent::{binary, workspace};
 use berth_tests::vm::Vm;
-use libtest_mimic::Trial;
 
 use crate::boots::Guest;
 use crate::devices::LIMIT;
+use crate::lanes::Trial;
 use crate::on_guest;
 
 /// Exposure levels of `systemd-analyze security` (0 to 10) that the units may have at most.

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use berth_tests::vm::Vm;
-use libtest_mimic::Trial;
 use serde_json::json;
 
 use crate::boots::Guest;
 use crate::devices::LIMIT;
+use crate::lanes::Trial;
 use crate::on_guest;
 
 /// Seconds. An agent that is started again under emulation must be up within it.

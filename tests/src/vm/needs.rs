@@ -44,18 +44,15 @@ fn programs(arch: &str, flavour: &str) -> Vec<(&'static str, &'static str)> {
 
 impl Machine {
     /// Reads what this machine has for a guest of this architecture, flavour and kernel; images lie below `out`. The
-    /// archive is asked only where the image is not `built`.
+    /// archive is asked only where the image is not `built` and nothing that is looked at before is missing.
     pub fn read(arch: &str, flavour: &str, kernel: &str, out: &Path, built: bool) -> Machine {
         let found = |program: &str| {
             std::env::var_os("PATH").is_some_and(|path| {
                 std::env::split_paths(&path).any(|dir: PathBuf| dir.join(program).exists())
             })
         };
-        let programs = programs(arch, flavour)
-            .into_iter()
-            .map(|(program, _)| program)
-            .filter(|program| found(program))
-            .collect();
+        let needed = programs(arch, flavour).into_iter().map(|(program, _)| program);
+        let (programs, missing): (Vec<&str>, Vec<&str>) = needed.partition(|program| found(program));
         let memory = std::fs::read_to_string("/proc/meminfo")
             .ok()
             .and_then(|text| {
@@ -67,6 +64,8 @@ impl Machine {
         let there = out.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
         let disk = statvfs(there).map_or(0, |fs| (fs.fragment_size() * fs.blocks_available()) >> 20);
         let packages = built
+            || !missing.is_empty()
+            || disk < DISK
             || std::process::Command::new("apt-cache")
                 .args(["show", "--no-all-versions", &format!("{kernel}:{arch}")])
                 .stdin(std::process::Stdio::null())

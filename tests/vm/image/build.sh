@@ -58,14 +58,15 @@ unpack() { # unpack DIR DEB...: keep merged-/usr links, drop what a guest never 
 }
 merged_usr() { local d; for d in bin sbin lib lib64; do mkdir -p "$1/usr/$d"; ln -sfn "usr/$d" "$1/$d"; done; }
 
-# --- kernel
-unpack "$work/kernel" "$cache/${kernel}"_*.deb
-cp "$work/kernel/boot/vmlinuz-$version" "$img/vmlinuz"
-cp "$work/kernel/boot/config-$version" "$img/config"
-if [ "$arch" = amd64 ]; then
-  # Boot the unpacked ELF through PVH: unpacking under emulation costs seconds. Packed with zstd since 6.x backports,
-  # with xz before; a packing that is not known is booted as it is.
-  python3 - "$img/vmlinuz" <<'PY'
+# --- kernel: unpacked once for all its flavours; reading 4000 modules is most of what an image costs
+tree=$cache/$kernel
+if [ "$(cat "$tree/done" 2>/dev/null)" != "$(cksum <"$here/build.sh")" ]; then
+  rm -rf "$tree"
+  unpack "$work/kernel" "$cache/${kernel}"_*.deb
+  if [ "$arch" = amd64 ]; then
+    # Boot the unpacked ELF through PVH: unpacking under emulation costs seconds. Packed with zstd since 6.x backports,
+    # with xz before; a packing that is not known is booted as it is.
+    python3 - "$work/kernel/boot/vmlinuz-$version" <<'PY'
 import lzma, subprocess, sys
 packed = open(sys.argv[1], "rb").read()
 elf = b""
@@ -77,16 +78,21 @@ elif (at := packed.find(b"\x28\xb5\x2f\xfd")) >= 0:
 if elf[:4] == b"\x7fELF":
     open(sys.argv[1], "wb").write(elf)
 PY
+  fi
+  depmod -b "$work/kernel" "$version"
+  mv "$work/kernel" "$tree"
+  cksum <"$here/build.sh" >"$tree/done"
 fi
-depmod -b "$work/kernel" "$version"
+cp "$tree/boot/vmlinuz-$version" "$img/vmlinuz"
+cp "$tree/boot/config-$version" "$img/config"
 modules() { # modules DIR NAME...: copy modules with what they depend on
   local dir=$1 m; shift
   for m; do
-    modprobe -d "$work/kernel" -S "$version" --show-depends --ignore-install "$m" 2>/dev/null || say "module $m is absent in $version"
+    modprobe -d "$tree" -S "$version" --show-depends --ignore-install "$m" 2>/dev/null || say "module $m is absent in $version"
   done | awk '$1=="insmod" {print $2}' | sort -u | while read -r m; do
-    install -D -m 644 "$m" "$dir${m#"$work/kernel"}"
+    install -D -m 644 "$m" "$dir${m#"$tree"}"
   done
-  cp "$work/kernel/lib/modules/$version"/modules.{order,builtin,builtin.modinfo} "$dir/lib/modules/$version/"
+  cp "$tree/lib/modules/$version"/modules.{order,builtin,builtin.modinfo} "$dir/lib/modules/$version/"
   depmod -b "$dir" "$version"
 }
 
@@ -96,6 +102,8 @@ merged_usr "$root"
 for p in $ROOT_PACKAGES; do unpack "$root" "$cache/${p}"_*.deb; done
 rm -rf "$root"/usr/share/{zoneinfo,i18n,common-licenses} "$root/var/cache"
 mkdir -p "$root"/{proc,sys,dev,run,tmp,mnt,root,etc/berth,var/lib/berth,var/log,host}
+# What the kernel was built with, where Debian has it.
+install -D -m 644 "$img/config" "$root/boot/config-$version"
 # shellcheck disable=SC2086
 modules "$root" $BOOT_MODULES $TEST_MODULES
 # busybox fills every name that no real package provides (-L: a package's own absolute link dangles from here)

@@ -89,7 +89,11 @@ pub(super) fn daemons(vm: &mut Vm) -> Result<()> {
             "berth exec {name} cat /proc/self/attr/current 2>&1 | cat"
         ));
         if workload != "fifo" {
-            ensure!(inside?.contains(pair), "exec in {workload} has another context");
+            let inside = inside?;
+            ensure!(
+                inside.contains(pair),
+                "exec in {workload} is not {pair}: {inside}"
+            );
         }
         contexts.push(context);
     }
