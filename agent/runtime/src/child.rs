@@ -181,15 +181,27 @@ fn set_up(recipe: &Recipe, ends: &Ends<'_>) -> Result<Infallible, Failure> {
     if recipe.new & libc::CLONE_NEWUSER as u64 == 0 {
         limit(process, None)?;
     }
+    let mut looked = false;
     if !process.no_new_privs
         && let Some(filter) = filter.take()
     {
+        // Where the working directory lies is asked before the filter may deny the question. What this process may
+        // enter only as its user is asked then.
+        looked = match enter_cwd(&process.cwd) {
+            Err(failure) if failure.errno == Errno::EACCES => false,
+            entered => entered.map(|()| true)?,
+        };
         load(&filter, ends.socket)?;
     }
     credentials(process)?;
     timing.mark("credentials");
     umask(Mode::from_bits_truncate(process.umask));
-    enter_cwd(&process.cwd)?;
+    if looked {
+        // It is there; may this user be?
+        chdir(".").step("chdir", &process.cwd)?;
+    } else {
+        enter_cwd(&process.cwd)?;
+    }
     sys::default_sigpipe().step("signal", "SIGPIPE")?;
     sys::unblock_signals().step("signal mask", "")?;
     if !recipe.die_with_parent && ends.fifos.is_some() {
@@ -300,7 +312,7 @@ fn hooks_and_placement(recipe: &Recipe, ends: &Ends<'_>, buffer: &mut [u8]) -> R
             Down::HooksDone(pid) => pid,
             _ => return unexpected("hooks"),
         };
-        let state = ends.state.at(pid, "creating");
+        let state = ends.state.at(pid, "created");
         crate::hooks::run("createContainer", &recipe.create_container_hooks, &state)
             .map_err(|e| Failure::refused("createContainer", "", &e.to_string()))?;
     }

@@ -219,7 +219,7 @@ impl Plan {
                 Up::Hooks => {}
                 other => return Err(child.unexpected(other)),
             }
-            let text = self.hook_state.at(pid.as_raw(), "creating");
+            let text = self.hook_state.at(pid.as_raw(), "created");
             hooks::run("prestart", &self.hooks.prestart, &text)?;
             hooks::run("createRuntime", &self.hooks.create_runtime, &text)?;
             child.send(&Down::HooksDone(pid.as_raw()))?;

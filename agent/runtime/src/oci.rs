@@ -233,11 +233,19 @@ fn write_pid_file(path: Option<&PathBuf>, container: &mut Container) -> Result<(
     })
 }
 
-fn delete(container: &mut Container) -> Result<(), Failed> {
-    container.delete().map_err(|errors| {
-        let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        Failed::new(all.join("; "), None)
-    })
+/// Free it. A poststop hook that fails is a warning: the specification has the lifecycle go on as if it had not.
+fn delete(global: &Global, container: &mut Container) -> Result<(), Failed> {
+    let errors = container.delete().err().unwrap_or_default();
+    let (hooks, errors): (Vec<_>, Vec<_>) = errors.iter().partition(|e| e.what == "poststop");
+    for hook in hooks {
+        eprintln!("berth oci: warning: {hook}");
+        log(global, "warning", &hook.to_string());
+    }
+    if errors.is_empty() {
+        return Ok(());
+    }
+    let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    Err(Failed::new(all.join("; "), None))
 }
 
 fn carry_out(global: &Global, command: Command) -> Result<i32, Failed> {
@@ -285,7 +293,7 @@ fn carry_out(global: &Global, command: Command) -> Result<i32, Failed> {
                 .map_err(|e| Failed::new(format!("wait: {}", e.desc()), None))?;
             container.mark("wait");
             if !keep {
-                delete(&mut container)?;
+                delete(global, &mut container)?;
             }
             if std::env::var_os("BERTH_OCI_TIMING").is_some() {
                 for (step, us) in container.timing() {
@@ -356,7 +364,7 @@ fn forget(global: &Global, id: &str, force: bool) -> Result<i32, Failed> {
                     Some(hint),
                 ));
             }
-            delete(&mut container)?;
+            delete(global, &mut container)?;
         }
         Err(OpenError::NotFound { .. }) if force => {}
         Err(OpenError::Unfinished { .. } | OpenError::State { .. }) if force => {

@@ -237,12 +237,30 @@ pub fn load(bundle: &Path) -> Result<Bundle, PlanError> {
         }
         .or(field));
     }
-    let spec = serde_json::from_slice(&text).map_err(parse)?;
+    let spec = read_spec(&text).map_err(parse)?;
     Ok(Bundle {
         path,
         spec,
         unknown: findings.unknown,
     })
+}
+
+/// The document's type has other names for two flags of `process.scheduler` than the specification.
+fn read_spec(text: &[u8]) -> Result<Spec, serde_json::Error> {
+    const FLAG: &[u8] = b"SCHED_FLAG_";
+    if !text.windows(FLAG.len()).any(|w| w == FLAG) {
+        return serde_json::from_slice(text);
+    }
+    let mut document: serde_json::Value = serde_json::from_slice(text)?;
+    let flags = document.pointer_mut("/process/scheduler/flags");
+    for flag in flags.and_then(|f| f.as_array_mut()).into_iter().flatten() {
+        match flag.as_str() {
+            Some("SCHED_FLAG_RESET_ON_FORK") => *flag = "SCHED_RESET_ON_FORK".into(),
+            Some("SCHED_FLAG_DL_OVERRUN") => *flag = "SCHED_FLAG_D_L_OVERRUN".into(),
+            _ => {}
+        }
+    }
+    serde_json::from_value(document)
 }
 
 impl PlanError {

@@ -207,6 +207,30 @@ fn a_working_directory_outside_is_refused() {
 }
 
 #[test]
+fn a_filter_may_deny_the_working_directorys_name() {
+    for no_new_privileges in [true, false] {
+        let mut b = Bundle::new("ls -d /proc/self/cwd/file");
+        b.set("/process/cwd", json!("/etc"));
+        b.set("/process/noNewPrivileges", json!(no_new_privileges));
+        fs::write(b.rootfs().join("etc/file"), "").unwrap();
+        let rule = json!({"names": ["getcwd"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1});
+        b.set(
+            "/linux/seccomp",
+            json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}),
+        );
+        assert_eq!(b.output(), "/proc/self/cwd/file\n");
+        // Root may go there, this user may not.
+        fs::set_permissions(
+            b.rootfs().join("etc"),
+            std::os::unix::fs::PermissionsExt::from_mode(0o700),
+        )
+        .unwrap();
+        b.set("/process/user", json!({"uid": 7, "gid": 7}));
+        assert!(b.refusal().contains("chdir"));
+    }
+}
+
+#[test]
 fn a_program_that_is_not_there_is_named() {
     for (program, wanted) in [
         ("/no/such", "No such file"),

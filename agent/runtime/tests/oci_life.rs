@@ -167,9 +167,9 @@ fn hooks_of_every_kind_run_in_order_and_see_the_state() {
     assert!(program > 3, "{order}");
     lines.remove(program);
     let wanted = [
-        "prestart \"status\":\"creating\"",
-        "createRuntime \"status\":\"creating\"",
-        "createContainer \"status\":\"creating\"",
+        "prestart \"status\":\"created\"",
+        "createRuntime \"status\":\"created\"",
+        "createContainer \"status\":\"created\"",
         "startContainer",
         "poststart \"status\":\"running\"",
         "poststop \"status\":\"stopped\"",

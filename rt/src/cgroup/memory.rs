@@ -95,6 +95,18 @@ impl Cgroup {
         }
         if let Some(kernel) = memory.kernel() {
             put("kernel", "memory.kmem.limit_in_bytes", kernel.to_string())?;
+            // Kernels since 5.16 take the number and do nothing with it.
+            let now = file::read(&dir.join("memory.kmem.limit_in_bytes"));
+            let now = now.map_err(|e| ApplyError::file(&field("kernel"), e))?;
+            if kernel >= 0
+                && now
+                    .trim()
+                    .parse::<i64>()
+                    .is_ok_and(|now| now / 4096 != kernel / 4096)
+            {
+                let why = "this kernel has no limit of its own for kernel memory any more";
+                return Err(unsupported("kernel", why));
+            }
         }
         if let Some(tcp) = memory.kernel_tcp() {
             put("kernelTCP", "memory.kmem.tcp.limit_in_bytes", tcp.to_string())?;
