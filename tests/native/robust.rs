@@ -1,4 +1,5 @@
-//! SIGKILL at any moment of create, start and delete: what is left, one `berth oci delete --force` frees.
+//! SIGKILL at any moment of create, start, exec and delete: what is left, one `berth oci delete --force` frees; and a
+//! container whose exec is cut off runs on as it was.
 //!
 //! The moment is swept over the time the command takes when nobody kills it. `BERTH_ROUNDS` multiplies the moments.
 
@@ -17,6 +18,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         test("robust::create killed at any moment", || killed("create")),
         test("robust::start killed at any moment", || killed("start")),
         test("robust::delete killed at any moment", || killed("delete")),
+        test("robust::exec killed at any moment", || killed("exec")),
     ]
 }
 
@@ -33,6 +35,7 @@ fn words<'a>(step: &'a str, dir: &'a str, id: &'a str) -> Vec<&'a str> {
     match step {
         "create" => vec!["create", "--bundle", dir, id],
         "delete" => vec!["delete", "--force", id],
+        "exec" => vec!["exec", id, "/bin/true"],
         other => vec![other, id],
     }
 }
@@ -50,6 +53,32 @@ fn prepared(step: &str) -> Result<(Bundle, String)> {
     Ok((bundle, dir))
 }
 
+/// It runs, another process can join it, and of the one that was cut off nothing is left in it.
+fn alone(bundle: &Bundle, id: &str) -> Result<()> {
+    let again = bundle.oci(&["exec", id, "/bin/echo", "another"])?;
+    ensure!(text(&again).contains("another"), "exec: {}", text(&again));
+    let state: serde_json::Value = serde_json::from_slice(&bundle.oci(&["state", id])?.stdout)?;
+    ensure!(state["status"] == "running", "{state}");
+    let pid = state["pid"].as_i64().unwrap_or_default();
+    let begun = Instant::now();
+    loop {
+        let all = bundle.oci(&["ps", "--format", "json", id])?;
+        let all: Vec<i64> = serde_json::from_slice(&all.stdout)?;
+        // The first process and what it started itself.
+        let status = |pid: i64| std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let own = |p: &i64| *p == pid || status(*p).contains(&format!("PPid:\t{pid}\n"));
+        let strange: Vec<i64> = all.iter().copied().filter(|p| !own(p)).collect();
+        if strange.is_empty() {
+            return Ok(());
+        }
+        ensure!(
+            begun.elapsed() < Duration::from_secs(5),
+            "left in it: {strange:?}"
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 fn killed(step: &str) -> Result<()> {
     let clean = Snapshot::take()?;
     // How long it takes undisturbed: the longest of three.
@@ -63,7 +92,7 @@ fn killed(step: &str) -> Result<()> {
         ensure!(status.success(), "{step}: {status}");
         longest = longest.max(begun.elapsed());
     }
-    let moments = rounds(40);
+    let moments = rounds(if step == "exec" { 20 } else { 40 });
     let (mut cut, mut ended) = (0, 0);
     for moment in 0..moments {
         let (bundle, dir) = prepared(step)?;
@@ -75,6 +104,10 @@ fn killed(step: &str) -> Result<()> {
         match child.wait()?.success() {
             true => ended += 1,
             false => cut += 1,
+        }
+        if step == "exec" {
+            alone(&bundle, &id)
+                .map_err(|e| e.context(format!("exec killed at {moment}/{moments} of {longest:?}")))?;
         }
         let freed = bundle.oci(&["delete", "--force", &id])?;
         let gone = text(&freed);
