@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::Row;
 use crate::lab::{Lab, Verdict};
-use crate::runtime::Runtime;
+use berth_tests::runtime::Runtime;
 
 pub(crate) const ATTACKS: &[Row] = &[
     ("fork-bomb", "pids limit 64", |r| bomb(r, "fork-bomb")),

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::Row;
 use crate::lab::{Lab, Verdict, at_least, race_time};
-use crate::runtime::Runtime;
+use berth_tests::runtime::Runtime;
 
 pub(crate) const ATTACKS: &[Row] = &[
     ("leaked-descriptors", "CVE-2024-21626, CVE-2016-9962", descriptors),

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::Row;
 use crate::lab::{Lab, Verdict};
-use crate::runtime::Runtime;
+use berth_tests::runtime::Runtime;
 
 pub(crate) const ATTACKS: &[Row] = &[
     ("dev-link", "CVE-2026-41579, CVE-2026-47766", |r| linked(r, "dev")),

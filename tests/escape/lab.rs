@@ -16,7 +16,7 @@ use nix::sched::{CloneFlags, unshare};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::runtime::{Done, Runtime, within};
+use berth_tests::runtime::{Done, Runtime, within};
 
 /// What the canary file says.
 pub(crate) const SECRET: &str = "berth-escape-canary";

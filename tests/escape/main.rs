@@ -21,14 +21,13 @@ mod inside_kernel;
 mod lab;
 mod process;
 mod races;
-mod runtime;
 
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 
+use berth_tests::runtime::Runtime;
 use lab::Verdict;
-use runtime::Runtime;
 
 /// One attack.
 struct Attack {

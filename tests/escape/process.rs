@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::Row;
 use crate::lab::{Lab, Verdict};
-use crate::runtime::Runtime;
+use berth_tests::runtime::Runtime;
 
 pub(crate) const ATTACKS: &[Row] = &[
     ("abstract-socket", "CVE-2020-15257", abstract_socket),

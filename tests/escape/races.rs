@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::Row;
 use crate::lab::{Lab, Verdict, at_least, race_time};
-use crate::runtime::Runtime;
+use berth_tests::runtime::Runtime;
 
 pub(crate) const ATTACKS: &[Row] = &[
     ("race-null", "CVE-2025-31133", null),

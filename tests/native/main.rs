@@ -13,6 +13,7 @@ mod density;
 mod docs;
 mod drift;
 mod escape;
+mod fields;
 mod journey;
 mod latency;
 mod network;
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
             oci::tests,
             sabotage::tests,
             escape::tests,
+            fields::tests,
             network::tests,
             robust::tests,
             journey::tests,

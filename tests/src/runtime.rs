@@ -6,26 +6,26 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::agent::binary;
 use anyhow::{Context, Result};
-use berth_tests::agent::binary;
 
 /// A runtime that says nothing for so long hangs.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What a command of the runtime left.
 #[derive(Debug)]
-pub(crate) struct Done {
+pub struct Done {
     /// It ended with 0.
-    pub(crate) good: bool,
+    pub good: bool,
     /// It did not end in time and was killed.
-    pub(crate) hung: bool,
+    pub hung: bool,
     /// Standard output and standard error.
-    pub(crate) text: String,
+    pub text: String,
 }
 
 /// The program and the words before its own options.
 #[derive(Debug, Clone)]
-pub(crate) struct Runtime {
+pub struct Runtime {
     program: PathBuf,
     words: Vec<String>,
     crun: bool,
@@ -33,7 +33,7 @@ pub(crate) struct Runtime {
 
 impl Runtime {
     /// `berth`, a program in PATH, or a path.
-    pub(crate) fn named(name: &str) -> Result<Runtime> {
+    pub fn named(name: &str) -> Result<Runtime> {
         if name == "berth" {
             return Ok(Runtime {
                 program: binary(),
@@ -56,8 +56,13 @@ impl Runtime {
         })
     }
 
+    /// Is it the project's own?
+    pub fn is_berth(&self) -> bool {
+        self.words == ["oci"]
+    }
+
     /// Its name and version, one line.
-    pub(crate) fn version(&self) -> String {
+    pub fn version(&self) -> String {
         let name = self
             .program
             .file_name()
@@ -74,13 +79,13 @@ impl Runtime {
     }
 
     /// crun refuses a node that has the v2 hierarchy beside v1's: it gets a mount namespace without it.
-    pub(crate) fn hybrid_is_refused(&self) -> bool {
+    pub fn hybrid_is_refused(&self) -> bool {
         let crun = self.program.file_name().is_some_and(|n| n == "crun");
         (crun || self.crun) && Path::new("/sys/fs/cgroup/unified").exists()
     }
 
     /// The same runtime from a copy of its program, which an attack may harm.
-    pub(crate) fn copied(&self, to: &Path) -> Result<(Runtime, PathBuf)> {
+    pub fn copied(&self, to: &Path) -> Result<(Runtime, PathBuf)> {
         fs::copy(&self.program, to).with_context(|| format!("copy {}", self.program.display()))?;
         let copy = Runtime {
             program: to.to_owned(),
@@ -91,7 +96,7 @@ impl Runtime {
     }
 
     /// A command of it, with this state root.
-    pub(crate) fn command(&self, root: &Path, args: &[&str]) -> Command {
+    pub fn command(&self, root: &Path, args: &[&str]) -> Command {
         let mut command = if self.hybrid_is_refused() {
             let mut command = Command::new("unshare");
             command.args(["--mount", "--propagation", "private", "sh", "-c"]);
@@ -108,7 +113,7 @@ impl Runtime {
 }
 
 /// Run a command with a time limit; its words go through a file, so that a container that stays holds no pipe.
-pub(crate) fn within(command: &mut Command, folder: &Path) -> Result<Done> {
+pub fn within(command: &mut Command, folder: &Path) -> Result<Done> {
     let path = folder.join("words");
     let file = fs::File::create(&path)?;
     command.stdout(file.try_clone()?).stderr(file);
