@@ -10,6 +10,7 @@ mod commands;
 mod crash;
 mod cycles;
 mod density;
+mod disks;
 mod docs;
 mod drift;
 mod escape;
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
             journey::tests,
             plug::tests,
             cards::tests,
+            disks::tests,
             commands::tests,
             drift::tests,
             refusals::tests,

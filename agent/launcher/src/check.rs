@@ -12,8 +12,8 @@ use berth_rt::quiet::Resume;
 
 use crate::socket::MAX_ID;
 use crate::wire::{
-    BindMount, CniRequest, DeviceGrant, InterfaceGrant, LaunchRequest, Network, ProcessRequest, QuietRequest,
-    Refusal, StopRequest, VERSION,
+    BindMount, CniRequest, DeviceGrant, FilesystemGrant, InterfaceGrant, LaunchRequest, Network,
+    ProcessRequest, QuietRequest, Refusal, StopRequest, VERSION,
 };
 
 /// Least memory a container can be given: the kernel needs this much to exec anything at all.
@@ -111,6 +111,15 @@ pub fn check(request: &LaunchRequest, online: &CpuSet) -> Result<(), Refusal> {
         return Err(refuse(format!("pids {pids}: 1 to 4194304")));
     }
     devices(&request.devices)?;
+    let mounted = |d: &&DeviceGrant| {
+        d.mount.is_some() && request.mounts.iter().any(|m| m.destination == Path::new(&d.path))
+    };
+    if let Some(twice) = request.devices.iter().find(mounted) {
+        return Err(refuse(format!(
+            "filesystem at {}: it has a mount already",
+            twice.path
+        )));
+    }
     interfaces(&request.interfaces, request.network)?;
     if let Some(cni) = &request.cni {
         network(cni, request.network)?;
@@ -298,7 +307,9 @@ pub fn devices(devices: &[DeviceGrant]) -> Result<(), Refusal> {
     for (n, device) in devices.iter().enumerate() {
         let path = Path::new(&device.path);
         inside("device path", path)?;
-        if !path.starts_with("/dev") || path == Path::new("/dev") {
+        if let Some(mount) = &device.mount {
+            filesystem(device, mount)?;
+        } else if !path.starts_with("/dev") || path == Path::new("/dev") {
             return Err(refuse(format!("device path {}: below /dev", device.path)));
         }
         const OWN: [&str; 4] = ["/dev/pts", "/dev/shm", "/dev/mqueue", "/dev/fd"];
@@ -342,6 +353,38 @@ pub fn devices(devices: &[DeviceGrant]) -> Result<(), Refusal> {
         if devices[..n].iter().any(|d| d.path == device.path) {
             return Err(refuse(format!("device path {} is given twice", device.path)));
         }
+    }
+    Ok(())
+}
+
+/// A file system that is mounted of a block device.
+fn filesystem(device: &DeviceGrant, mount: &FilesystemGrant) -> Result<(), Refusal> {
+    let path = Path::new(&device.path);
+    let own = ["/proc", "/sys", "/dev"].iter().any(|own| path.starts_with(own));
+    if !device.block || own || path == Path::new("/") {
+        return Err(refuse(format!(
+            "filesystem at {}: of a block device, not at /, /proc, /sys, /dev or below",
+            device.path
+        )));
+    }
+    let known = |t: &String| berth_runtime::FILESYSTEMS.contains(&t.as_str());
+    if mount.types.is_empty() || !mount.types.iter().all(known) {
+        return Err(refuse(format!(
+            "filesystem at {}: types {:?}, some of {}",
+            device.path,
+            mount.types,
+            berth_runtime::FILESYSTEMS.join(", ")
+        )));
+    }
+    if mount
+        .label
+        .as_ref()
+        .is_some_and(|l| l.is_empty() || l.len() > 255 || has_control(l))
+    {
+        return Err(refuse(format!(
+            "filesystem at {}: a label of 1 to 255 bytes",
+            device.path
+        )));
     }
     Ok(())
 }

@@ -476,7 +476,7 @@ fn grant(linux: &mut Linux, devices: &[DeviceGrant]) -> Result<(), OciSpecError>
     let mut nodes = linux.devices().clone().unwrap_or_default();
     let mut resources = linux.resources().clone().unwrap_or_default();
     let mut rules = resources.devices().clone().unwrap_or_default();
-    for device in devices {
+    for device in devices.iter().filter(|d| d.mount.is_none()) {
         let typ = if device.block {
             LinuxDeviceType::B
         } else {
@@ -523,6 +523,19 @@ pub(crate) fn device(grant: &DeviceGrant) -> berth_runtime::Device {
         uid: grant.uid,
         gid: grant.gid,
     }
+}
+
+/// What is mounted of a device, in the runtime's words.
+pub(crate) fn filesystem(grant: &DeviceGrant) -> Option<berth_runtime::Filesystem> {
+    let mount = grant.mount.as_ref()?;
+    Some(berth_runtime::Filesystem {
+        major: grant.major,
+        minor: grant.minor,
+        path: grant.path.clone().into(),
+        types: mount.types.clone(),
+        label: mount.label.clone(),
+        read_only: !grant.access.contains('w'),
+    })
 }
 
 /// An interface grant in the runtime's words.

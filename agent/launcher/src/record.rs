@@ -115,7 +115,8 @@ pub(crate) fn asked(request: &LaunchRequest) -> Value {
 pub(crate) fn devices(devices: &[DeviceGrant]) -> Vec<String> {
     let word = |d: &DeviceGrant| {
         let kind = if d.block { 'b' } else { 'c' };
-        format!("{kind} {}:{} {} {}", d.major, d.minor, d.access, d.path)
+        let what = if d.mount.is_some() { "mounted at " } else { "" };
+        format!("{kind} {}:{} {} {what}{}", d.major, d.minor, d.access, d.path)
     };
     devices.iter().map(word).collect()
 }

@@ -195,6 +195,20 @@ pub struct DeviceGrant {
     /// Links to it, each a path below /dev; one whose name is taken inside is left out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub links: Vec<String>,
+    /// Of a block device: its file system is mounted at `path`, nosuid, nodev and noexec, read-only unless `access`
+    /// has `w`; it gets no node and no permission.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mount: Option<FilesystemGrant>,
+}
+
+/// What is mounted of a block device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilesystemGrant {
+    /// Types it may have, of [`berth_runtime::FILESYSTEMS`], tried in order.
+    pub types: Vec<String>,
+    /// The label it must have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
 }
 
 /// One network interface.

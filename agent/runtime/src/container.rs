@@ -5,10 +5,12 @@
 mod delete;
 mod devices;
 mod errors;
+mod filesystem;
 mod update;
 
 pub use devices::Device;
 pub use errors::{ContainerError, DeleteError, OpenError};
+pub use filesystem::{FILESYSTEMS, Filesystem};
 pub(crate) use update::promise_cgroup;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -41,7 +41,7 @@ mod sys;
 mod timing;
 pub mod trace;
 
-pub use container::{Container, ContainerError, DeleteError, Device, OpenError};
+pub use container::{Container, ContainerError, DeleteError, Device, FILESYSTEMS, Filesystem, OpenError};
 pub use create::{CreateCause, CreateError, Stdio};
 pub use exec::{Exec, ExecError, ExecRequest, ExecUser};
 pub use net::NetError;

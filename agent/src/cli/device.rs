@@ -301,6 +301,14 @@ fn would_be(rule: &Rule, view: &View<'_>, matched: &berth_hotplug::rule::Matched
             let inside = offer.path.as_deref().or(device.devnode()).unwrap_or("no node");
             words.push(format!("{} {inside}", into.access));
         }
+        if let Some(into) = &member.filesystem {
+            let access = if into.read_only { "read-only" } else { "to write" };
+            words.push(format!(
+                "{} mounted at {}, {access}",
+                into.types.join(" or "),
+                into.path
+            ));
+        }
         if member.interface.is_some() {
             let inside = offer
                 .interface

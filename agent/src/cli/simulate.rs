@@ -427,9 +427,17 @@ impl World {
 
 fn given(devices: &[DeviceGrant], interfaces: &[InterfaceGrant]) -> Vec<String> {
     let kind = |d: &DeviceGrant| if d.block { 'b' } else { 'c' };
-    let devices = devices
-        .iter()
-        .map(|d| format!("{} {}:{} {} as {}", kind(d), d.major, d.minor, d.access, d.path));
+    let devices = devices.iter().map(|d| {
+        let what = if d.mount.is_some() { "mounted at" } else { "as" };
+        format!(
+            "{} {}:{} {} {what} {}",
+            kind(d),
+            d.major,
+            d.minor,
+            d.access,
+            d.path
+        )
+    });
     let interfaces = interfaces.iter().map(|i| {
         let mut words = match i.vlan {
             Some(id) => format!("vlan {id} of interface {} as {}", i.name, i.inside()),

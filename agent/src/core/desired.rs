@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use berth_documents::{Document, RuleSpec, Set, WorkloadSpec};
-use berth_hotplug::rule::{DeviceSpec, InterfaceSpec, Unplug, UnplugPolicy};
+use berth_hotplug::rule::{DeviceSpec, FilesystemSpec, InterfaceSpec, Unplug, UnplugPolicy};
 use sha2::{Digest, Sha256};
 
 /// Every workload and rule.
@@ -74,10 +74,17 @@ pub(crate) struct Member {
     pub node: Option<NodeInto>,
     /// It goes in as a network interface.
     pub interface: Option<InterfaceSpec>,
+    /// Its file system is mounted.
+    pub filesystem: Option<FilesystemSpec>,
 }
 
 impl Member {
-    fn of(name: &str, device: Option<&DeviceSpec>, interface: Option<&InterfaceSpec>) -> Member {
+    fn of(
+        name: &str,
+        device: Option<&DeviceSpec>,
+        interface: Option<&InterfaceSpec>,
+        filesystem: Option<&FilesystemSpec>,
+    ) -> Member {
         Member {
             name: name.to_owned(),
             node: device.map(|device| NodeInto {
@@ -89,6 +96,7 @@ impl Member {
                 links: device.links,
             }),
             interface: interface.cloned(),
+            filesystem: filesystem.cloned(),
         }
     }
 }
@@ -186,9 +194,21 @@ impl Rule {
         };
         let members: Vec<Member> = match &spec.bundle {
             Some(bundle) => (bundle.devices.iter())
-                .map(|m| Member::of(&m.name, m.device.as_ref(), m.interface.as_ref()))
+                .map(|m| {
+                    Member::of(
+                        &m.name,
+                        m.device.as_ref(),
+                        m.interface.as_ref(),
+                        m.filesystem.as_ref(),
+                    )
+                })
                 .collect(),
-            None => vec![Member::of("", spec.device.as_ref(), spec.interface.as_ref())],
+            None => vec![Member::of(
+                "",
+                spec.device.as_ref(),
+                spec.interface.as_ref(),
+                spec.filesystem.as_ref(),
+            )],
         };
         Rule {
             name: document.name().to_owned(),

@@ -7,8 +7,8 @@ use berth_documents::{
 };
 use berth_hotplug::rule::parse_address;
 use berth_launcher::wire::{
-    self, BindMount, DeviceGrant, InterfaceGrant, LaunchRequest, PlacementRequest, ProcessRequest, Refusal,
-    StopRequest,
+    self, BindMount, DeviceGrant, FilesystemGrant, InterfaceGrant, LaunchRequest, PlacementRequest,
+    ProcessRequest, Refusal, StopRequest,
 };
 use berth_rt::node::KiloHertz;
 use berth_rt::placement::Placement;
@@ -119,6 +119,31 @@ pub(super) fn given(rule: &Rule, used: &Used) -> Result<Given, Refusal> {
             } else {
                 Vec::new()
             },
+            mount: None,
+        });
+    }
+    if let Some(into) = &member.filesystem {
+        let Some((true, major, minor)) = device.devnum else {
+            let text = format!("rule {}: {} is no block device", rule.name, device.syspath);
+            return Err(refusal(
+                text,
+                "match SUBSYSTEM==\"block\", or leave `filesystem` out of the rule",
+            ));
+        };
+        given.devices.push(DeviceGrant {
+            block: true,
+            major,
+            minor,
+            path: into.path.clone(),
+            access: if into.read_only { "r" } else { "rw" }.to_owned(),
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            links: Vec::new(),
+            mount: Some(FilesystemGrant {
+                types: into.types.clone(),
+                label: into.label.clone(),
+            }),
         });
     }
     if let Some(into) = &member.interface {

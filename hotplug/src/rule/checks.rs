@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use super::spec::{ADDRESSES_MAX, ARMED_MAX, GRACE_MAX, LIST_MAX, SETTLE_MAX};
 use super::{
-    DeviceSpec, EnvSpec, InterfaceSpec, Need, Problem, RuleSpec, Unplug, UnplugPolicy, parse_address,
+    DeviceSpec, EnvSpec, FILESYSTEMS, FilesystemSpec, InterfaceSpec, Need, Problem, RuleSpec, Unplug,
+    UnplugPolicy, parse_address,
 };
 use crate::event::Action;
 use crate::safe;
@@ -32,6 +33,23 @@ impl RuleSpec {
         std::iter::once(own).chain(of_bundle).collect()
     }
 
+    /// The file systems it mounts, with their places in the spec, and whether an interface is beside each.
+    fn mounted(&self) -> Vec<(String, &FilesystemSpec, bool)> {
+        let members = self
+            .bundle
+            .iter()
+            .flat_map(|bundle| bundle.devices.iter().enumerate());
+        let of_bundle = members.filter_map(|(n, member)| {
+            let path = format!("bundle.devices[{n}].");
+            Some((path, member.filesystem.as_ref()?, member.interface.is_some()))
+        });
+        let own = self
+            .filesystem
+            .as_ref()
+            .map(|f| (String::new(), f, self.interface.is_some()));
+        own.into_iter().chain(of_bundle).collect()
+    }
+
     /// Does it move an interface?
     pub fn moves_interface(&self) -> bool {
         self.given().iter().any(|(_, _, interface)| interface.is_some())
@@ -43,6 +61,9 @@ impl RuleSpec {
         self.check_bundle(&mut faults);
         for (path, device, interface) in self.given() {
             check_given(&path, device, interface, self.armed > 0, &mut faults);
+        }
+        for (path, filesystem, interface) in self.mounted() {
+            check_filesystem(&path, filesystem, interface, &mut faults);
         }
         let mut fault = |path: &str, message: String, hint: &str| {
             faults.push(Problem::new(path, message, Some(hint).filter(|h| !h.is_empty())));
@@ -83,10 +104,11 @@ impl RuleSpec {
                 "say by what it is: `identity: mac`, `path`, `slot` or `serial`",
             );
         }
-        if hot && self.device.is_none() && self.bundle.is_none() && !self.moves_interface() {
+        let gives = self.device.is_some() || self.filesystem.is_some() || self.bundle.is_some();
+        if hot && !gives && !self.moves_interface() {
             fault(
                 "unplug",
-                "needs `device`: there is nothing to take back or to give".to_owned(),
+                "needs `device` or `filesystem`: there is nothing to take back or to give".to_owned(),
                 "",
             );
         }
@@ -210,6 +232,7 @@ impl RuleSpec {
         for (path, there) in [
             ("device", self.device.is_some()),
             ("interface", self.interface.is_some()),
+            ("filesystem", self.filesystem.is_some()),
             ("identity", self.identity.is_some()),
         ] {
             if there {
@@ -330,6 +353,53 @@ fn check_given(
                 "1 to 15 characters, no / : %, not lo",
             );
         }
+    }
+}
+
+fn check_filesystem(path: &str, filesystem: &FilesystemSpec, interface: bool, faults: &mut Vec<Problem>) {
+    let mut fault = |field: &str, message: String, hint: &str| {
+        faults.push(Problem::new(
+            format!("{path}filesystem{field}"),
+            message,
+            Some(hint),
+        ));
+    };
+    if interface {
+        fault(
+            "",
+            "a device is either a disk or an interface".to_owned(),
+            "write two rules",
+        );
+    }
+    let own = ["/proc", "/sys", "/dev"];
+    let inside = &filesystem.path;
+    let kept = own
+        .iter()
+        .any(|own| std::path::Path::new(inside).starts_with(own));
+    if !safe::is_plain_path(inside) || inside == "/" || kept {
+        let found = safe::show(inside, 64);
+        fault(
+            ".path",
+            format!("{found:?} is no folder for it"),
+            "absolute, e.g. /data; not /, /proc, /sys, /dev or below",
+        );
+    }
+    let mut seen = BTreeSet::new();
+    let known = |t: &String| FILESYSTEMS.contains(&t.as_str());
+    if filesystem.types.is_empty() || !filesystem.types.iter().all(|t| known(t) && seen.insert(t)) {
+        let found = safe::show(&filesystem.types.join(", "), 64);
+        let hint = format!("some of {}, each once", FILESYSTEMS.join(", "));
+        fault(".types", format!("{found:?} are no types"), &hint);
+    }
+    if let Some(label) = &filesystem.label
+        && (label.is_empty() || label.len() > 255 || label.chars().any(char::is_control))
+    {
+        let found = safe::show(label, 64);
+        fault(
+            ".label",
+            format!("{found:?} is no label"),
+            "1 to 255 bytes, no control characters",
+        );
     }
 }
 

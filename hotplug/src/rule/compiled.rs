@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::checks::is_template;
 use super::{
-    DeviceSpec, EnvSpec, Identity, InterfaceSpec, Matched, Need, Problem, RuleSpec, Tree, UnplugPolicy, View,
+    DeviceSpec, EnvSpec, FilesystemSpec, Identity, InterfaceSpec, Matched, Need, Problem, RuleSpec, Tree,
+    UnplugPolicy, View,
 };
 use crate::event::Action;
 use crate::safe;
@@ -46,6 +47,8 @@ pub struct Member {
     pub device: Option<DeviceSpec>,
     /// How it goes in as an interface.
     pub interface: Option<InterfaceSpec>,
+    /// How its file system goes in.
+    pub filesystem: Option<FilesystemSpec>,
     path: Option<Template>,
     inside: Option<Template>,
     env: Vec<(String, Template)>,
@@ -192,6 +195,12 @@ impl RuleSpec {
 
     fn members(&self, faults: &mut Vec<Problem>) -> Vec<Member> {
         let mut members = Vec::new();
+        let of_bundle = |name: &str| {
+            let all = self.bundle.iter().flat_map(|b| &b.devices);
+            all.into_iter()
+                .find(|m| m.name == name)
+                .and_then(|m| m.filesystem.clone())
+        };
         let mut add = |path: &str,
                        name: &str,
                        tree,
@@ -216,6 +225,10 @@ impl RuleSpec {
                 env: templates.env(path, env),
                 device: device.clone(),
                 interface: interface.clone(),
+                filesystem: match path {
+                    "" => self.filesystem.clone(),
+                    _ => of_bundle(name),
+                },
             });
         };
         if let Some(matches) = &self.matches {

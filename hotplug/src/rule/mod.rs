@@ -27,8 +27,8 @@ pub use eval::{Clause, Explanation, Matched, View, explain};
 pub use identity::Identity;
 pub use order::{Chosen, Rules, Tie};
 pub use spec::{
-    BundleSpec, DeviceSpec, EnvSpec, InterfaceSpec, MemberSpec, Need, Problem, RuleMount, RuleSpec, Settle,
-    Unplug, UnplugPolicy, parse_address,
+    BundleSpec, DeviceSpec, EnvSpec, FILESYSTEMS, FilesystemSpec, InterfaceSpec, MemberSpec, Need, Problem,
+    RuleMount, RuleSpec, Settle, Unplug, UnplugPolicy, parse_address,
 };
 pub use tree::{MatchSpec, Tree};
 

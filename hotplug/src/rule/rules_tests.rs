@@ -239,6 +239,56 @@ fn a_document_and_its_faults() {
     }
 }
 
+#[test]
+fn file_systems_that_are_mounted() {
+    let all = FILESYSTEMS.to_vec();
+    for (filesystem, paths) in [
+        (
+            serde_json::json!({"path": "/data", "types": all, "label": "DATA", "readOnly": false}),
+            vec![],
+        ),
+        (
+            serde_json::json!({"path": "/", "types": ["ext4"]}),
+            vec!["filesystem.path"],
+        ),
+        (
+            serde_json::json!({"path": "/dev/x", "types": ["ext4"]}),
+            vec!["filesystem.path"],
+        ),
+        (
+            serde_json::json!({"path": "data", "types": ["ext4"]}),
+            vec!["filesystem.path"],
+        ),
+        (
+            serde_json::json!({"path": "/a/../b", "types": ["ext4"]}),
+            vec!["filesystem.path"],
+        ),
+        (
+            serde_json::json!({"path": "/data", "types": []}),
+            vec!["filesystem.types"],
+        ),
+        (
+            serde_json::json!({"path": "/data", "types": ["nfs"]}),
+            vec!["filesystem.types"],
+        ),
+        (
+            serde_json::json!({"path": "/data", "types": ["ext4", "ext4"]}),
+            vec!["filesystem.types"],
+        ),
+        (
+            serde_json::json!({"path": "/data", "types": ["ext4"], "label": "a\nb"}),
+            vec!["filesystem.label"],
+        ),
+    ] {
+        let json = serde_json::json!({"match": "KERNEL==\"e\"", "workload": "w", "filesystem": filesystem});
+        let faults = spec(json).validate();
+        let found: Vec<&str> = faults.iter().map(|f| f.path.as_str()).collect();
+        assert_eq!(found, paths, "{filesystem}");
+    }
+    let both = serde_json::json!({"match": "KERNEL==\"e\"", "workload": "w", "interface": {}, "filesystem": {"path": "/d", "types": ["ext4"]}});
+    assert_eq!(spec(both).validate()[0].path, "filesystem");
+}
+
 fn spec(json: serde_json::Value) -> RuleSpec {
     serde_json::from_value(json).unwrap()
 }

@@ -49,6 +49,9 @@ pub struct RuleSpec {
     /// The device, a network interface, goes into the container.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<InterfaceSpec>,
+    /// The file system of the device, a disk or a partition, is mounted in the container.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filesystem: Option<FilesystemSpec>,
     /// Several devices make one workload.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bundle: Option<BundleSpec>,
@@ -115,6 +118,9 @@ pub struct MemberSpec {
     /// As of a rule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<InterfaceSpec>,
+    /// As of a rule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filesystem: Option<FilesystemSpec>,
     /// As of a rule; set where the device is there when the container is made.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub env: Vec<EnvSpec>,
@@ -260,6 +266,31 @@ impl DeviceSpec {
             .ok()
             .filter(|mode| plain && *mode <= 0o777)
     }
+}
+
+/// Types of file systems that a rule may mount.
+pub const FILESYSTEMS: [&str; 10] = [
+    "erofs", "exfat", "ext2", "ext3", "ext4", "f2fs", "iso9660", "squashfs", "vfat", "xfs",
+];
+
+/// How the file system of a block device gets into the container: nosuid, nodev and noexec whatever is said here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FilesystemSpec {
+    /// The folder inside, absolute; it must be in the image.
+    pub path: String,
+    /// The types it may have, of [`FILESYSTEMS`], each once; the kernel tries them in this order.
+    pub types: Vec<String>,
+    /// The label it must have, as the kernel reads it of the mounted file system; 1 to 255 bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// Writing is refused; true by default.
+    #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
+    pub read_only: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// How the interface gets into the container.

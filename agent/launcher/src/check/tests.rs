@@ -24,6 +24,18 @@ fn device(path: &str) -> DeviceGrant {
         uid: 0,
         gid: 0,
         links: Vec::new(),
+        mount: None,
+    }
+}
+
+fn disk(path: &str, fs: &str, label: Option<&str>) -> DeviceGrant {
+    DeviceGrant {
+        block: true,
+        mount: Some(FilesystemGrant {
+            types: vec![fs.into()],
+            label: label.map(Into::into),
+        }),
+        ..device(path)
     }
 }
 
@@ -189,6 +201,17 @@ fn bad_requests_are_refused_by_name() {
         }),
         ("interface lo stays", |r| r.interfaces = vec![interface("lo", 1)]),
         ("index 0 is none", |r| r.interfaces = vec![interface("eth0", 0)]),
+        ("of a block device, not at /", |r| {
+            r.devices = vec![disk("/dev/x", "ext4", None)]
+        }),
+        ("some of erofs", |r| r.devices = vec![disk("/data", "nfs", None)]),
+        ("a label of 1 to 255 bytes", |r| {
+            r.devices = vec![disk("/data", "ext4", Some("a\nb"))]
+        }),
+        ("has a mount already", |r| {
+            r.devices = vec![disk("/data", "ext4", None)];
+            r.mounts = vec![bind("/srv/x", "/data")];
+        }),
         ("MTU 68 to 65535", |r| {
             r.interfaces = vec![InterfaceGrant {
                 mtu: Some(67),
@@ -256,6 +279,7 @@ fn good_requests_pass() {
     let mut good = request();
     good.devices = vec![device("/dev/port"), device("/dev/bus/usb/001")];
     good.interfaces = vec![interface("eth0", 2)];
+    good.devices = vec![disk("/disk", "vfat", Some("DATA"))];
     good.mounts = vec![bind("/srv/x", "/data")];
     good.process.cwd = Some("/".into());
     good.scheduler = Some(Scheduler::Deadline {

@@ -152,6 +152,7 @@ fn grants_are_lines_behind_the_profiles_own() {
         uid: 0,
         gid: 20,
         links: Vec::new(),
+        mount: None,
     }];
     let after = case.json();
     let node = json!({"path": "/dev/port", "type": "c", "major": 188, "minor": 0, "fileMode": 0o660, "uid": 0, "gid": 20});

@@ -20,10 +20,28 @@ impl Monitor<'_> {
         let Some(container) = &self.container else {
             return Ok(());
         };
-        for device in devices.iter().filter(|device| !device.links.is_empty()) {
+        for device in devices
+            .iter()
+            .filter(|d| d.mount.is_none() && !d.links.is_empty())
+        {
             container
                 .link_device(device.path.as_ref(), &device.links)
                 .map_err(|e| refusal("device", chain(&e), e.hint()))?;
+        }
+        Ok(())
+    }
+
+    /// The file systems of devices.
+    pub(super) fn mount_devices(&mut self, devices: &[DeviceGrant]) -> Result<(), Refusal> {
+        let Some(container) = &mut self.container else {
+            return Ok(());
+        };
+        for wanted in devices.iter().filter_map(crate::compose::filesystem) {
+            let hint =
+                "types and label: `filesystem` of the rule; the folder must be in the image".to_owned();
+            container
+                .mount_device(&wanted)
+                .map_err(|e| refusal("mount", chain(&e), e.hint().or(Some(hint))))?;
         }
         Ok(())
     }
@@ -89,6 +107,12 @@ impl Monitor<'_> {
         };
         let mut failed = None;
         for device in devices {
+            if let Some(mounted) = crate::compose::filesystem(device) {
+                if let Err(e) = container.unmount_device(&mounted) {
+                    failed.get_or_insert(refusal("eject", chain(&e), e.hint()));
+                }
+                continue;
+            }
             container.unlink_device(device.path.as_ref(), &device.links);
             if let Err(e) = container.eject_device(&crate::compose::device(device)) {
                 failed.get_or_insert(refusal("eject", chain(&e), e.hint()));
@@ -111,12 +135,13 @@ impl Monitor<'_> {
         let Some(container) = &mut self.container else {
             return Ok(());
         };
-        for device in devices {
+        for device in devices.iter().filter(|d| d.mount.is_none()) {
             container
                 .inject_device(&crate::compose::device(device))
                 .map_err(|e| refusal("device", chain(&e), e.hint()))?;
         }
         self.link_devices(devices)?;
+        self.mount_devices(devices)?;
         let Some(container) = &mut self.container else {
             return Ok(());
         };

@@ -102,6 +102,7 @@ impl Monitor<'_> {
         }
         let devices = self.request.devices.clone();
         self.link_devices(&devices)?;
+        self.mount_devices(&devices)?;
         // Those of the request went in while it was made.
         self.watch_links(&self.request.interfaces.clone())
     }

@@ -76,7 +76,7 @@ impl Device {
 }
 
 impl Container {
-    fn root(&self) -> Result<OwnedFd, ContainerError> {
+    pub(super) fn root(&self) -> Result<OwnedFd, ContainerError> {
         if !self.alive() {
             return Err(self.not_running());
         }

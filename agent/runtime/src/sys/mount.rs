@@ -208,6 +208,18 @@ impl FsContext {
     }
 }
 
+/// FS_IOC_GETFSLABEL of linux/fs.h: the label of the file system of a mount, at most 255 bytes.
+pub(crate) fn label(mount: BorrowedFd<'_>) -> Result<String, Errno> {
+    nix::ioctl_read_buf!(get_label, 0x94, 49, libc::c_char);
+    let flags = nix::fcntl::OFlag::O_RDONLY | nix::fcntl::OFlag::O_DIRECTORY | nix::fcntl::OFlag::O_CLOEXEC;
+    let root = nix::fcntl::openat(mount, ".", flags, nix::sys::stat::Mode::empty())?;
+    let mut buffer = [0 as libc::c_char; 256];
+    // SAFETY: the kernel writes at most FSLABEL_MAX (256) bytes, the size of the buffer, which the request's number holds.
+    unsafe { get_label(root.as_raw_fd(), &mut buffer)? };
+    let bytes: Vec<u8> = buffer.iter().map(|c| *c as u8).take_while(|b| *b != 0).collect();
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
 /// Attach a detached mount on top of an open directory or file.
 pub(crate) fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Errno> {
     // SAFETY: both paths are the empty string.

@@ -151,6 +151,11 @@ fn an_interface_inside_is_held_until_its_container_has_ended() {
 }
 
 #[test]
+fn both_crates_know_the_same_file_systems() {
+    assert_eq!(berth_hotplug::rule::FILESYSTEMS, berth_runtime::FILESYSTEMS);
+}
+
+#[test]
 fn a_vlan_leaves_its_trunk_outside() {
     let documents =
         workload("net", "run: onDevice") + &rule("card", "workload: net, interface: {name: wan, vlan: 7}");
