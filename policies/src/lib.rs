@@ -24,7 +24,7 @@ mod syscalls;
 pub use error::{Problem, ProfileError};
 pub use filter::{ArchLine, Argument, Condition, Entry, Filter, Judge};
 pub use origin::Line;
-pub use profile::{DeviceRule, Limit, Profile, Seccomp, Sets};
+pub use profile::{DeviceRule, Limit, OnDrift, Profile, Seccomp, Sets};
 pub use resolve::{is_loud, resolve, shipped, shipped_names};
 pub use spec::{
     CapabilitiesSpec, LandlockPath, LandlockSpec, LimitSpec, LimitValue, ListSpec, Mechanism, OnMissing,

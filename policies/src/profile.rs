@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType};
 
+use serde::{Deserialize, Serialize};
+
 use crate::filter::Filter;
 use crate::origin::Line;
 use crate::spec::{LandlockSpec, Mechanism};
@@ -57,10 +59,26 @@ pub struct Profile {
     pub landlock: Option<LandlockSpec>,
     /// A core scheduling cookie of its own.
     pub core_scheduling: bool,
+    /// What happens when a proven fact no longer holds; a workload may ask for a stricter answer, never a milder one.
+    pub on_drift: OnDrift,
     /// Mechanisms that may be missing; every other one refuses the launch.
     pub skip: BTreeSet<Mechanism>,
     /// Each line of it with the profile it comes from.
     pub lines: Vec<Line>,
+}
+
+/// What happens when a proven fact of a running container no longer holds, from the mildest to the strictest. It is
+/// told, counted and recorded in any case.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum OnDrift {
+    /// Nothing more.
+    #[default]
+    Report,
+    /// It is frozen, to be looked at: `berth thaw` lets it go on.
+    Freeze,
+    /// It is stopped; the restart policy decides what comes then.
+    Stop,
 }
 
 /// Capability sets written out; `None`: what the granted capabilities give.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::{Problem, ProfileError};
 use crate::names::{self, CAPABILITIES};
-use crate::profile::{DeviceRule, Limit, Profile, Seccomp, Sets};
+use crate::profile::{DeviceRule, Limit, OnDrift, Profile, Seccomp, Sets};
 use crate::spec::{
     CapabilitiesSpec, ListSpec, OnMissing, ProfileSpec, SeccompSpec, UserNamespace, namespace_of, problem,
 };
@@ -130,6 +130,7 @@ fn nothing(name: &str, chain: Vec<String>) -> Profile {
         sysctls: BTreeMap::new(),
         landlock: None,
         core_scheduling: false,
+        on_drift: OnDrift::Report,
         skip: BTreeSet::new(),
         lines: Vec::new(),
     }
@@ -211,6 +212,7 @@ fn merge(profile: &mut Profile, spec: &ProfileSpec) -> Result<(), Problem> {
         profile.landlock.clone_from(&spec.landlock);
     }
     profile.core_scheduling = spec.core_scheduling.unwrap_or(profile.core_scheduling);
+    profile.on_drift = spec.on_drift.unwrap_or(profile.on_drift);
     for (mechanism, answer) in &spec.on_missing {
         match answer {
             OnMissing::Refuse => profile.skip.remove(mechanism),

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Problem;
 use crate::filter::Filter;
 use crate::names::{self, CAPABILITIES, MOUNT_FLAGS, NAMESPACES, RLIMITS};
-use crate::profile::DeviceRule;
+use crate::profile::{DeviceRule, OnDrift};
 
 /// The `spec` of a `kind: SecurityProfile` document.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -47,6 +47,9 @@ pub struct ProfileSpec {
     /// unless named.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub on_missing: BTreeMap<Mechanism, OnMissing>,
+    /// What happens when a proven fact no longer holds: `report`, `freeze` or `stop`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_drift: Option<OnDrift>,
     /// User namespace: `own` maps root and every other id to a range of the host's that no other container has;
     /// `host`: container ids are the host's.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use berth_policies::{Profile, ProfileError, ProfileSpec, Seccomp, is_loud, resolve, shipped, shipped_names};
+use berth_policies::{
+    OnDrift, Profile, ProfileError, ProfileSpec, Seccomp, is_loud, resolve, shipped, shipped_names,
+};
 use oci_spec::runtime::{Capability, LinuxSeccompAction, Spec};
 use serde_json::json;
 
@@ -502,4 +504,29 @@ fn five_sets_as_written() {
         assert_eq!(&sets[name], expected, "{name}");
     }
     assert_eq!(sets["bounding"].as_array().map(Vec::len), Some(2));
+}
+
+#[test]
+fn the_answer_to_drift_is_the_profiles() {
+    for name in shipped_names() {
+        assert_eq!(plain(name).on_drift, OnDrift::Report, "{name}");
+    }
+    let list = custom(&[
+        ("careful", json!({"onDrift": "freeze"})),
+        ("heir", json!({"extends": "careful"})),
+        ("strictest", json!({"extends": "careful", "onDrift": "stop"})),
+    ]);
+    let answer = |name: &str| resolve(name, &list).unwrap().on_drift;
+    assert_eq!(answer("heir"), OnDrift::Freeze);
+    assert_eq!(answer("strictest"), OnDrift::Stop);
+    // Of a profile's and a workload's the greater one counts.
+    assert!(OnDrift::Report < OnDrift::Freeze && OnDrift::Freeze < OnDrift::Stop);
+    let line = resolve("heir", &list)
+        .unwrap()
+        .lines
+        .into_iter()
+        .find(|l| l.field == "onDrift")
+        .unwrap();
+    assert_eq!((line.value.as_str(), line.origin.as_str()), ("freeze", "careful"));
+    assert!(serde_json::from_value::<ProfileSpec>(json!({"onDrift": "ignore"})).is_err());
 }

@@ -41,12 +41,110 @@ pub(crate) fn tests() -> Vec<Trial> {
                 write(agent, pid, "devices", "devices.allow", "b 7:* rwm")
             })
         }),
+        test("drift::a forked process that left its cgroup", forked),
+        test("drift::onDrift freeze: frozen until it is thawed", frozen),
+        test(
+            "drift::onDrift stop: stopped, and a proven one in its place",
+            stopped,
+        ),
         test("drift::the policy taken away", || {
             drift("policy", "sched", |pid, _| {
                 run("chrt", &["-o", "-p", "0", &pid.to_string()])
             })
         }),
     ]
+}
+
+fn plain(name: &str, command: &str, extra: &str) -> String {
+    format!(
+        "apiVersion: berth/v1\nkind: Workload\nmetadata: {{name: {name}}}\nspec:\n  image: berth-sample-busybox:latest\n  \
+         command: [\"/bin/sh\", \"-c\", \"{command}\"]\n  cpus: shared\n  pids: 20\n  stop: {{signal: SIGKILL}}\n{extra}"
+    )
+}
+
+/// The record of a drift in the launcher's own log.
+fn recorded(agent: &Agent, fact: &str, answer: &str) -> Result<bool> {
+    let list = agent.json(&["audit", "ls", "--chain", "launcher", "--kind", "drift"])?;
+    let list = list.as_array().context("a list")?;
+    Ok(list
+        .iter()
+        .any(|r| r["detail"]["answer"] == answer && r["detail"]["facts"].to_string().contains(fact)))
+}
+
+/// The first process is what it was; the one it forked is not.
+fn forked() -> Result<()> {
+    let mut agent = Agent::start("forked")?;
+    agent.apply(&plain("pair", "sleep 1000 & sleep 1001", ""))?;
+    wait_running(&mut agent, "pair", 1)?;
+    agent.ok(&["prove", "pair"])?;
+    let first = pid(&agent, "pair")?;
+    let mut child = 0;
+    agent.wait_for("it has forked", |_| {
+        let list = fs::read_to_string(format!("/proc/{first}/task/{first}/children"))?;
+        child = list
+            .split_ascii_whitespace()
+            .next()
+            .and_then(|c| c.parse::<i64>().ok())
+            .unwrap_or(0);
+        Ok(child != 0)
+    })?;
+    fs::write("/sys/fs/cgroup/pids/cgroup.procs", child.to_string())?;
+    agent.wait_for("it is told and recorded", |a| {
+        recorded(a, "processes.cgroup", "report")
+    })?;
+    let proof = agent.refused(&["prove", "pair"])?;
+    ensure!(
+        proof.contains("processes.cgroup") && proof.contains(&child.to_string()),
+        "{proof}"
+    );
+    ensure!(agent.in_state("running")?.len() == 1, "report alone does nothing");
+    agent.finish()
+}
+
+/// The profile's answer, which the workload's milder one does not undo.
+fn frozen() -> Result<()> {
+    let mut agent = Agent::start("driftfreeze")?;
+    let profile = "apiVersion: berth/v1\nkind: SecurityProfile\nmetadata: {name: careful}\nspec: {onDrift: freeze}\n---\n";
+    let workload = plain("cold", "sleep 1000", "  profile: careful\n  onDrift: report\n");
+    agent.apply(&format!("{profile}{workload}"))?;
+    wait_running(&mut agent, "cold", 1)?;
+    let main = pid(&agent, "cold")?;
+    write(&agent, main, "pids", "pids.max", "5")?;
+    agent.wait_for("it is frozen", |a| Ok(a.in_state("frozen")?.len() == 1))?;
+    let stat = fs::read_to_string(format!(
+        "/sys/fs/cgroup/freezer{}/freezer.state",
+        group(main, "freezer")?
+    ))?;
+    ensure!(stat.trim() == "FROZEN", "{stat}");
+    agent.wait_for("it is recorded", |a| recorded(a, "pids.max", "freeze"))?;
+    let events = agent.ok(&["events"])?;
+    ensure!(events.contains("; frozen"), "{events}");
+    write(&agent, main, "pids", "pids.max", "20")?;
+    agent.ok(&["thaw", "cold"])?;
+    wait_running(&mut agent, "cold", 1)?;
+    agent.wait_for("it holds again", |a| {
+        Ok(a.try_run(&["prove", "cold"])?.status.success())
+    })?;
+    ensure!(pid(&agent, "cold")? == main, "another one");
+    agent.finish()
+}
+
+fn stopped() -> Result<()> {
+    let mut agent = Agent::start("driftstop")?;
+    agent.apply(&plain(
+        "hot",
+        "sleep 1000",
+        "  onDrift: stop\n  restart: {policy: always, delay: 10ms}\n",
+    ))?;
+    wait_running(&mut agent, "hot", 1)?;
+    let first = pid(&agent, "hot")?;
+    write(&agent, first, "pids", "pids.max", "5")?;
+    agent.wait_for("another one runs in its place", |a| {
+        Ok(pid(a, "hot").is_ok_and(|now| now != first))
+    })?;
+    agent.wait_for("it is recorded", |a| recorded(a, "pids.max", "stop"))?;
+    agent.ok(&["prove", "hot"])?;
+    agent.finish()
 }
 
 fn run(program: &str, args: &[&str]) -> Result<()> {
@@ -59,12 +157,18 @@ fn run(program: &str, args: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn write(_: &Agent, pid: i64, controller: &str, file: &str, value: &str) -> Result<()> {
+fn group(pid: i64, controller: &str) -> Result<String> {
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
     let path = groups
         .lines()
-        .find_map(|line| line.split_once(&format!(":{controller}:")).map(|(_, path)| path))
-        .with_context(|| format!("no {controller} in {groups}"))?;
+        .find_map(|line| line.split_once(&format!(":{controller}:")).map(|(_, path)| path));
+    Ok(path
+        .with_context(|| format!("no {controller} in {groups}"))?
+        .to_owned())
+}
+
+fn write(_: &Agent, pid: i64, controller: &str, file: &str, value: &str) -> Result<()> {
+    let path = group(pid, controller)?;
     Ok(fs::write(
         format!("/sys/fs/cgroup/{controller}{path}/{file}"),
         value,

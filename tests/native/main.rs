@@ -28,6 +28,7 @@ mod robust;
 mod roles;
 mod sabotage;
 mod sandbox;
+mod secrets;
 
 use std::process::ExitCode;
 
@@ -78,6 +79,7 @@ fn main() -> ExitCode {
             audit::tests,
             roles::tests,
             sandbox::tests,
+            secrets::tests,
             cycles::tests,
             latency::tests,
             density::tests,

@@ -29,6 +29,7 @@ mod workload;
 mod workload_check;
 mod write;
 
+pub use berth_policies::OnDrift;
 pub use diff::{Action, Change, FieldChange, diff};
 pub use document::{API_VERSION, Document, Kind, Metadata, Origin};
 pub use fault::{Fault, Problem, Severity};
@@ -43,6 +44,6 @@ pub use tree::{MAX_BYTES, MAX_DEPTH, MAX_NODES};
 pub use values::{AbsolutePath, Duration, Name, Size, ValueError};
 pub use workload::{
     Budget, Cni, CpuRequest, DEFAULT_PROFILE, EnvVar, Isolation, Mount, Network, Policy, Port, Protocol,
-    Realtime, Restart, RestartPolicy, Run, Scheduling, Stop, WorkloadSpec,
+    Realtime, Restart, RestartPolicy, Run, Scheduling, Secret, Stop, WorkloadSpec,
 };
 pub use write::{WriteError, to_yaml};

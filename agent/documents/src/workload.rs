@@ -6,6 +6,7 @@
 use std::fmt;
 use std::num::NonZeroU32;
 
+use berth_policies::OnDrift;
 use serde::de::{self, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -68,6 +69,9 @@ pub struct WorkloadSpec {
     /// What happens when it ends.
     #[serde(default)]
     pub restart: Restart,
+    /// What happens when a proven fact no longer holds; the profile's answer where that is stricter.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub on_drift: OnDrift,
     /// How it is asked to end.
     #[serde(default)]
     pub stop: Stop,
@@ -77,6 +81,9 @@ pub struct WorkloadSpec {
     /// Host files and folders that it sees.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mounts: Vec<Mount>,
+    /// Files of the node's owner in /run/secrets.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<Secret>,
 }
 
 /// One environment variable.
@@ -343,6 +350,46 @@ pub struct Mount {
     /// Whether writing is refused.
     #[serde(default)]
     pub read_only: bool,
+}
+
+/// A secret: read by the launcher when a container is made, and by nobody else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Secret {
+    /// File name in /run/secrets: 1 to 64 letters, digits, `.`, `_` and `-`, no `.` first.
+    pub name: String,
+    /// A file of the node: of root's, readable by nobody else. This or `credential`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<AbsolutePath>,
+    /// A systemd credential of the launcher's unit (LoadCredential=).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential: Option<String>,
+    /// File mode inside, octal; 0400 where absent.
+    #[serde(default = "secret_mode")]
+    pub mode: String,
+    /// Owner inside; 0 where absent.
+    #[serde(default)]
+    pub uid: u32,
+    /// Group inside; 0 where absent.
+    #[serde(default)]
+    pub gid: u32,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+fn secret_mode() -> String {
+    "0400".to_owned()
+}
+
+impl Secret {
+    /// The mode as a number; `None`: the text is none from 0 to 0777.
+    pub fn mode_bits(&self) -> Option<u32> {
+        u32::from_str_radix(&self.mode, 8)
+            .ok()
+            .filter(|mode| *mode <= 0o777)
+    }
 }
 
 fn pids<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {

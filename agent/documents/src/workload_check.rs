@@ -4,6 +4,7 @@
 //! cgroups(7).
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use berth_rt::sched::Scheduler;
 
@@ -11,7 +12,7 @@ use crate::document::shown;
 use crate::fault::Problem;
 use crate::values::{AbsolutePath, Duration};
 use crate::workload::{
-    Cni, CpuRequest, Isolation, Mount, Network, PIDS_MAX, Policy, Realtime, Scheduling, WorkloadSpec,
+    Cni, CpuRequest, Isolation, Mount, Network, PIDS_MAX, Policy, Realtime, Scheduling, Secret, WorkloadSpec,
 };
 
 /// The kernel refuses a SCHED_DEADLINE runtime below 2^10 ns.
@@ -60,6 +61,7 @@ impl WorkloadSpec {
         if let Network::Cni(cni) = &self.network {
             network(cni, &mut problems);
         }
+        secrets(&self.secrets, &self.mounts, &mut problems);
         problems
     }
 
@@ -355,6 +357,55 @@ fn network(cni: &Cni, problems: &mut Vec<Problem>) {
                     format!("port {}/{} is given twice", port.host, port.protocol.as_str()),
                 )
                 .expected("each port of the node once"),
+            );
+        }
+    }
+}
+
+/// Where a container has its secrets.
+const SECRETS: &str = "/run/secrets";
+
+fn secrets(secrets: &[Secret], mounts: &[Mount], problems: &mut Vec<Problem>) {
+    for (index, mount) in mounts.iter().enumerate().filter(|_| !secrets.is_empty()) {
+        let destination = &mount.destination;
+        if destination.is_within(SECRETS) || Path::new(SECRETS).starts_with(destination.as_path()) {
+            problems.push(
+                Problem::new(
+                    format!("spec.mounts[{index}].destination"),
+                    format!("`{destination}` lies over the secrets in {SECRETS}"),
+                )
+                .expected("another destination, or no secrets"),
+            );
+        }
+    }
+    let mut seen: BTreeSet<&str> = BTreeSet::new();
+    for (index, secret) in secrets.iter().enumerate() {
+        let at = |field: &str| format!("spec.secrets[{index}].{field}");
+        let name = &secret.name;
+        let right = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        if name.is_empty() || name.len() > 64 || name.starts_with('.') || !name.chars().all(right) {
+            problems.push(
+                Problem::new(at("name"), format!("found `{}`", shown(name)))
+                    .expected("1 to 64 letters, digits, `.`, `_` and `-`, no `.` first"),
+            );
+        } else if !seen.insert(name) {
+            problems.push(
+                Problem::new(at("name"), format!("`{name}` is given twice")).expected("each name once"),
+            );
+        }
+        if secret.file.is_some() == secret.credential.is_some() {
+            problems.push(
+                Problem::new(
+                    format!("spec.secrets[{index}]"),
+                    "neither or both of `file` and `credential`",
+                )
+                .expected("one of them"),
+            );
+        }
+        if secret.mode_bits().is_none() {
+            problems.push(
+                Problem::new(at("mode"), format!("found `{}`", shown(&secret.mode)))
+                    .expected("an octal mode from \"0\" to \"0777\""),
             );
         }
     }

@@ -53,6 +53,8 @@ pub struct Inputs<'a> {
     pub sources: &'a [PathBuf],
     /// With a network of the node's plug-ins: the folder of its files, and the layer with places for them.
     pub network: Option<&'a (PathBuf, PathBuf)>,
+    /// With secrets: the folder they are put together in, and the layer with a place for them.
+    pub secrets: Option<&'a (PathBuf, PathBuf)>,
     /// oom_score_adj every container starts with.
     pub oom_score_adj: i32,
 }
@@ -127,6 +129,7 @@ pub fn compose(inputs: &Inputs<'_>) -> Result<Composed, Refusal> {
             .iter()
             .map(|(_, layer)| layer.clone())
             .chain(inputs.layers.iter().cloned())
+            .chain(inputs.secrets.map(|(_, layer)| layer.clone()))
             .collect(),
         upper: writable.then(|| inputs.storage.join("upper")),
         work: writable.then(|| inputs.storage.join("work")),
@@ -408,6 +411,15 @@ fn mounts(inputs: &Inputs<'_>) -> Result<Vec<Mount>, OciSpecError> {
         for (destination, name) in crate::cni::files() {
             all.push(mount(&destination, "bind", &files.join(name), &options)?);
         }
+    }
+    if let Some((secrets, _)) = inputs.secrets {
+        let options = ["bind", "rprivate", "nosuid", "nodev", "noexec", "ro"];
+        all.push(mount(
+            Path::new(crate::secrets::INSIDE),
+            "bind",
+            secrets,
+            &options,
+        )?);
     }
     for (wanted, source) in inputs.request.mounts.iter().zip(inputs.sources) {
         let access = if wanted.read_only { "rro" } else { "rw" };

@@ -505,6 +505,7 @@ impl Launcher {
             if let Err(refusal) = self.recorder.note(asked) {
                 drop(paths::remove_tree(&self.paths.storage(&id)));
                 self.labels.free(&id);
+                crate::secrets::detach(&self.paths.secrets(&id));
                 return self.answer(peer, Err(refusal));
             }
             None
@@ -526,6 +527,8 @@ impl Launcher {
             conn: peer.conn,
             who: peer.who,
             policy: judged.policy,
+            secrets: judged.secrets,
+            on_drift: judged.on_drift,
             timing: judged.timing,
             begun: Instant::now(),
         };
@@ -535,6 +538,7 @@ impl Launcher {
             Err(e) => {
                 drop(paths::remove_tree(&self.paths.storage(&id)));
                 self.labels.free(&id);
+                crate::secrets::detach(&self.paths.secrets(&id));
                 self.ranges.free(&id);
                 drop(crate::cni::detach(&self.paths, &id));
                 let refusal = Refusal {

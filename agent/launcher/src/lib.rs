@@ -18,6 +18,7 @@ pub mod profile;
 pub mod ranges;
 mod record;
 pub mod recording;
+mod secrets;
 mod selinux;
 pub mod socket;
 pub mod users;

@@ -56,6 +56,11 @@ impl Paths {
         self.state.join("logs").join(format!("{id}.log"))
     }
 
+    /// RUN/secrets/ID: where secrets are put together, for the moment a container is made.
+    pub fn secrets(&self, id: &str) -> PathBuf {
+        self.run.join("secrets").join(id)
+    }
+
     /// STATE/audit/WHOSE: the audit log of `agent` or `launcher`.
     pub fn audit(&self, whose: &str) -> PathBuf {
         self.state.join("audit").join(whose)
@@ -75,6 +80,7 @@ impl Paths {
             (self.run.clone(), 0o755),
             (self.monitors(), 0o700),
             (self.run.join("containers"), 0o700),
+            (self.run.join("secrets"), 0o700),
             (self.verified(), 0o700),
             (self.state.clone(), 0o755),
             (self.state.join("logs"), 0o750),

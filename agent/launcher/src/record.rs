@@ -107,6 +107,7 @@ pub(crate) fn asked(request: &LaunchRequest) -> Value {
         "devices": devices(&request.devices),
         "interfaces": interfaces.collect::<Vec<_>>(),
         "mounts": mounts.collect::<Vec<_>>(),
+        "secrets": request.secrets.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(),
         "armed": request.armed,
     })
 }

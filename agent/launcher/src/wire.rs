@@ -12,6 +12,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use berth_policies::OnDrift;
 use berth_rt::quiet::{Huge, Irqs, Resume};
 use berth_rt::sched::Scheduler;
 use berth_runtime::proof::{Fact, Proof};
@@ -95,6 +96,9 @@ pub struct LaunchRequest {
     /// Bind mounts.
     #[serde(default)]
     pub mounts: Vec<BindMount>,
+    /// Files put into /run/secrets: their names and places, never their content.
+    #[serde(default)]
+    pub secrets: Vec<SecretGrant>,
     /// How it is stopped.
     pub stop: StopRequest,
     /// Most bytes of log kept (two files of half of it).
@@ -102,6 +106,9 @@ pub struct LaunchRequest {
     /// Free labels, kept for the agent.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// What the monitor does when a proven fact no longer holds; the profile's answer where that is stricter.
+    #[serde(default)]
+    pub on_drift: OnDrift,
     /// True: create and pre-prove, then wait for [`Command::Start`]. False: start at once.
     #[serde(default)]
     pub armed: bool,
@@ -285,6 +292,25 @@ pub struct BindMount {
     pub read_only: bool,
 }
 
+/// One secret: where the launcher reads it, and what its file inside is like.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretGrant {
+    /// File name in /run/secrets.
+    pub name: String,
+    /// A file of the node.
+    #[serde(default)]
+    pub file: Option<PathBuf>,
+    /// A systemd credential of the launcher's unit.
+    #[serde(default)]
+    pub credential: Option<String>,
+    /// File mode inside.
+    pub mode: u32,
+    /// Owner inside.
+    pub uid: u32,
+    /// Group inside.
+    pub gid: u32,
+}
+
 /// How a container is stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StopRequest {
@@ -463,6 +489,9 @@ pub enum Event {
     Drift {
         /// The facts that do not hold.
         facts: Vec<Fact>,
+        /// What was done about it.
+        #[serde(default)]
+        answer: OnDrift,
     },
     /// What had drifted holds again.
     Restored,

@@ -342,7 +342,9 @@ fn drift_is_told_once_and_so_is_its_end() {
     let set = |scheduler| berth_rt::sched::set(pid, &scheduler, 0).unwrap();
     set(Scheduler::Batch { nice: 0 });
     match next_event(&mut running.client) {
-        Event::Drift { facts } => assert!(!facts.is_empty() && facts.iter().all(|f| !f.holds), "{facts:?}"),
+        Event::Drift { facts, .. } => {
+            assert!(!facts.is_empty() && facts.iter().all(|f| !f.holds), "{facts:?}")
+        }
         other => panic!("{other:?}"),
     }
     let (_, status, _) = rig.hello("a");

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use berth_launcher::wire::{DeviceGrant, Exit, InterfaceGrant, LaunchRequest, Refusal, Status};
+use berth_policies::OnDrift;
 use serde::{Deserialize, Serialize};
 
 use super::desired::{Desired, Workload};
@@ -99,7 +100,7 @@ pub(crate) enum Report {
     /// It ended; the monitor waits for its release.
     Exited(Exit),
     /// Proven facts no longer hold.
-    Drift(Vec<String>),
+    Drift(Vec<String>, OnDrift),
     /// They hold again.
     Restored,
     /// Output was lost.

@@ -291,12 +291,25 @@ pub(super) fn request(instance: &Instance, want: &Want, place: &Placement, node:
                     }),
             )
             .collect(),
+        secrets: spec
+            .secrets
+            .iter()
+            .map(|s| wire::SecretGrant {
+                name: s.name.clone(),
+                file: s.file.as_ref().map(|f| f.as_path().to_path_buf()),
+                credential: s.credential.clone(),
+                mode: s.mode_bits().unwrap_or(0o400),
+                uid: s.uid,
+                gid: s.gid,
+            })
+            .collect(),
         stop: StopRequest {
             signal: spec.stop.signal.number(),
             grace_ms: u64::try_from(spec.stop.grace.std().as_millis()).unwrap_or(u64::MAX),
         },
         log_max_bytes: LOG_MAX,
         labels: labels(want),
+        on_drift: spec.on_drift,
         armed: matches!(instance.slot, Slot::Pool { .. }),
         notes: notes(instance, &instance.slot, want),
     }

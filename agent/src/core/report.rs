@@ -1,6 +1,7 @@
 //! What monitors and launcher tell of one container.
 
 use berth_launcher::wire::{InterfaceGrant, Refusal};
+use berth_policies::OnDrift;
 
 use super::State;
 use super::event::{Effect, NoticeKind, Report};
@@ -110,9 +111,18 @@ impl State {
                     }
                 }
             }
-            Report::Drift(facts) => {
-                out.push(Effect::note(NoticeKind::Drift, &name, facts.join("; ")));
+            Report::Drift(facts, answer) => {
+                let done = match answer {
+                    OnDrift::Report => "",
+                    OnDrift::Freeze => "; frozen",
+                    OnDrift::Stop => "; stopped",
+                };
+                let text = format!("{}{done}", facts.join("; "));
+                out.push(Effect::note(NoticeKind::Drift, &name, text));
                 instance.drift = facts;
+                if answer == OnDrift::Freeze && instance.phase == Phase::Running {
+                    instance.phase = Phase::Frozen;
+                }
             }
             Report::Restored => {
                 out.push(Effect::note(NoticeKind::Restored, &name, ""));

@@ -467,7 +467,7 @@ fn report_of(event: wire::Event) -> Report {
             Report::Failed(refusal)
         }
         wire::Event::Exited(exit) => Report::Exited(exit),
-        wire::Event::Drift { facts } => Report::Drift(facts.iter().map(drifted).collect()),
+        wire::Event::Drift { facts, answer } => Report::Drift(facts.iter().map(drifted).collect(), answer),
         wire::Event::Restored => Report::Restored,
         wire::Event::Dropped { bytes } => Report::Dropped(bytes),
         wire::Event::InterfaceGone { name } => Report::InterfaceGone(name),

@@ -219,6 +219,7 @@ async fn every_metric_is_moved() {
                     &mut stream,
                     Wire::Drift {
                         facts: vec![fact(false)],
+                        answer: Default::default(),
                     },
                 );
                 say(&mut stream, Wire::Restored);
@@ -241,6 +242,7 @@ async fn every_metric_is_moved() {
                     &mut stream,
                     Wire::Drift {
                         facts: vec![fact(false)],
+                        answer: Default::default(),
                     },
                 );
                 std::thread::sleep(Duration::from_millis(300));

@@ -13,6 +13,7 @@ struct Case {
     user: User,
     profile: Profile,
     network: Option<(PathBuf, PathBuf)>,
+    secrets: Option<(PathBuf, PathBuf)>,
 }
 
 impl Case {
@@ -28,6 +29,7 @@ impl Case {
             },
             profile: berth_policies::resolve("strict", &BTreeMap::new()).unwrap(),
             network: None,
+            secrets: None,
         }
     }
 
@@ -49,6 +51,7 @@ impl Case {
                 .map(|m| Path::new("/real").join(m.source.strip_prefix("/").unwrap()))
                 .collect::<Vec<_>>(),
             network: self.network.as_ref(),
+            secrets: self.secrets.as_ref(),
             oom_score_adj: 0,
         })
     }
@@ -332,4 +335,34 @@ fn a_network_brings_its_files() {
         assert_eq!(mount["source"], format!("/run/x/network/a/{name}"));
         assert!(mount["options"].as_array().unwrap().contains(&json!("ro")));
     }
+}
+
+#[test]
+fn secrets_are_a_read_only_mount_over_a_place_below_the_image() {
+    let mut case = Case::new();
+    let plain = case.compose().unwrap();
+    let none = |m: &Mount| m.destination() != Path::new("/run/secrets");
+    assert!(plain.spec.mounts().iter().flatten().all(none));
+    case.secrets = Some(("/run/berth/secrets/x".into(), "/var/lib/berth/places".into()));
+    let composed = case.compose().unwrap();
+    let mounts = composed.spec.mounts().clone().unwrap();
+    let secrets = mounts
+        .iter()
+        .find(|m| m.destination() == Path::new("/run/secrets"))
+        .unwrap();
+    assert_eq!(
+        secrets.source().as_deref(),
+        Some(Path::new("/run/berth/secrets/x"))
+    );
+    for option in ["ro", "nosuid", "nodev", "noexec", "rprivate"] {
+        assert!(
+            secrets.options().iter().flatten().any(|o| o == option),
+            "{option}"
+        );
+    }
+    // Below every layer of the image: what it says of /run stands.
+    assert_eq!(
+        composed.extensions.lower.last().unwrap(),
+        Path::new("/var/lib/berth/places")
+    );
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use berth_images::Digest;
+use berth_policies::OnDrift;
 use berth_rt::cpu::CpuSet;
 use berth_runtime::{Context, Plan};
 use nix::poll::{PollFd, PollFlags, poll};
@@ -16,13 +17,15 @@ use crate::check::{self, refuse};
 use crate::compose::{Inputs, chain, compose};
 use crate::policy::Policy;
 use crate::wire::{LaunchRequest, Refusal};
-use crate::{paths, users};
+use crate::{paths, secrets, users};
 
 /// What an accepted request becomes.
 pub(super) struct Judged {
     pub(super) plan: Plan,
     pub(super) program: Vec<String>,
     pub(super) policy: Arc<Policy>,
+    pub(super) secrets: secrets::Ready,
+    pub(super) on_drift: OnDrift,
     pub(super) timing: Vec<(String, u64)>,
 }
 
@@ -68,12 +71,14 @@ impl Launcher {
         let profile = self.profiles.resolve(&request.profile);
         let profile = profile.map_err(|e| refusal("profile", chain(&e), e.hint()))?;
         policy.judge(request, profile)?;
+        secrets::check(request, &policy, &self.paths)?;
         if profile.loud {
             eprintln!(
                 "berth launcher: {} of {} gets profile {}",
                 request.id, request.workload, profile.name
             );
         }
+        let on_drift = profile.on_drift.max(request.on_drift);
         mark("profile");
         let storage = self.paths.storage(&request.id);
         let network = request
@@ -83,8 +88,10 @@ impl Launcher {
         let network = network.transpose()?;
         let undo = |e: Refusal| {
             drop(crate::cni::detach(&self.paths, &request.id));
+            secrets::detach(&self.paths.secrets(&request.id));
             e
         };
+        let mut secrets = secrets::Ready::new(&request.secrets, &request.id, &self.paths).map_err(undo)?;
         let composed = compose(&Inputs {
             request,
             image: &image.config,
@@ -95,6 +102,7 @@ impl Launcher {
             storage: &storage,
             sources: &sources,
             network: network.as_ref(),
+            secrets: secrets.folders(),
             oom_score_adj: self.oom_score_adj,
         });
         let mut composed = composed.map_err(undo)?;
@@ -102,8 +110,11 @@ impl Launcher {
         self.labels.apply(&request.id, &mut composed.spec).map_err(undo)?;
         if let Err(refused) = self.ranges.apply(&request.id, &mut composed.spec) {
             self.labels.free(&request.id);
-            drop(crate::cni::detach(&self.paths, &request.id));
-            return Err(refused);
+            return Err(undo(refused));
+        }
+        if !request.secrets.is_empty() {
+            // With the container's maps and its label, which are known by now.
+            secrets.place = secrets::Place::of(&composed.spec);
         }
         mark("labels");
         let containers = self.paths.run.join("containers");
@@ -136,12 +147,15 @@ impl Launcher {
             self.labels.free(&request.id);
             self.ranges.free(&request.id);
             drop(crate::cni::detach(&self.paths, &request.id));
+            secrets.detach();
         }
         mark("plan");
         Ok(Judged {
             plan: plan?,
             program: composed.program,
             policy,
+            secrets,
+            on_drift,
             timing,
         })
     }

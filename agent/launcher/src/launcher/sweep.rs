@@ -46,9 +46,11 @@ impl Launcher {
         };
         let sockets = names(self.paths.monitors()).filter_map(|n| n.strip_suffix(".sock").map(str::to_owned));
         let networks = crate::cni::known(&self.paths);
+        let secrets = names(self.paths.run.join("secrets"));
         let containers = names(self.paths.run.join("containers"));
         let holders = quiet::keeper(&self.paths).holders();
-        let mut all: Vec<String> = sockets.chain(containers).chain(networks).chain(holders).collect();
+        let all = sockets.chain(containers).chain(networks);
+        let mut all: Vec<String> = all.chain(secrets).chain(holders).collect();
         all.sort();
         all.dedup();
         all.retain(|id| crate::check::id(id).is_ok());
@@ -90,6 +92,7 @@ impl Launcher {
         let holds = crate::cni::known(&self.paths).iter().any(|n| n == id)
             || quiet::keeper(&self.paths).holders().iter().any(|h| h == id);
         if !holds && !socket.exists() && !self.paths.container(id).exists() {
+            crate::secrets::detach(&self.paths.secrets(id));
             self.labels.free(id);
             self.ranges.free(id);
             return;
@@ -121,6 +124,7 @@ impl Launcher {
 
     /// Goes on after an error, and tells all of them. A container that is not wholly gone keeps its categories.
     fn clear(&mut self, id: &str, keep_record: bool) -> Result<(), Refusal> {
+        crate::secrets::detach(&self.paths.secrets(id));
         let mut errors = Vec::new();
         let mut hint = None;
         match Cgroup::open(&self.hierarchy, &format!("{}/{id}", self.config.cgroup_parent)) {

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use berth_audit::Entry;
+use berth_policies::OnDrift;
 use berth_runtime::proof::{Fact, Proof, Stage};
 use berth_runtime::{Container, StartArgs, Stdio};
 use nix::errno::Errno;
@@ -87,9 +88,16 @@ impl Monitor<'_> {
             stderr: ends.stderr,
         };
         self.mark("output");
-        let container = plan
-            .create(stdio)
-            .map_err(|e| refusal("create", chain(&e), e.hint()))?;
+        if self
+            .secrets
+            .attach(&self.request.secrets, &self.policy, &self.paths)?
+        {
+            self.mark("secrets");
+        }
+        let made = plan.create(stdio);
+        // The container has them now, or there is none.
+        self.secrets.detach();
+        let container = made.map_err(|e| refusal("create", chain(&e), e.hint()))?;
         // Its own steps are added with those of the start.
         self.begun = Instant::now();
         self.pid = Some(container.pid());
@@ -279,18 +287,42 @@ impl Monitor<'_> {
         let (before, now) = (names(&self.drift), names(&drifted));
         self.drift = drifted;
         if !now.is_subset(&before) {
-            self.tell(&Event::Drift {
-                facts: self.drift.clone(),
-            });
-            let words: Vec<&str> = self.drift.iter().map(|f| f.name.as_str()).collect();
-            let drift = Entry::new("drift", &self.request.id, words.join(", "))
-                .result("failed")
-                .detail(json!({"facts": record::facts(self.drift.iter())}));
-            self.recorder.note_safely(drift);
+            self.answer_drift();
         } else if now.is_empty() && !before.is_empty() {
             self.tell(&Event::Restored);
             self.note(Entry::new("restored", &self.request.id, "every fact holds again"));
         }
+    }
+
+    /// New drift: what was promised for it, done, told and recorded.
+    fn answer_drift(&mut self) {
+        let words: Vec<&str> = self.drift.iter().map(|f| f.name.as_str()).collect();
+        let words = words.join(", ");
+        let facts = record::facts(self.drift.iter());
+        let wanted = self.on_drift;
+        let mut done = Ok(());
+        match wanted {
+            OnDrift::Report => {}
+            OnDrift::Freeze => done = self.freeze(),
+            OnDrift::Stop => self.stop(),
+        }
+        // What cannot be frozen must not go on.
+        let answer = match &done {
+            Ok(()) => wanted,
+            Err(refusal) => {
+                eprintln!("berth monitor of {}: {}", self.request.id, refusal.message);
+                self.kill();
+                OnDrift::Stop
+            }
+        };
+        self.tell(&Event::Drift {
+            facts: self.drift.clone(),
+            answer,
+        });
+        let entry = Entry::new("drift", &self.request.id, words)
+            .result("failed")
+            .detail(json!({"facts": facts, "answer": answer}));
+        self.recorder.note_safely(entry);
     }
 
     pub(super) fn signal(&mut self, signal: i32) -> Result<(), Refusal> {

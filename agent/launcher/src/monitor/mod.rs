@@ -25,6 +25,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use berth_audit::{Entry, Who};
+use berth_policies::OnDrift;
 use berth_rt::cpu::CpuSet;
 use berth_runtime::proof::{Fact, Proof};
 use berth_runtime::{Container, Plan};
@@ -65,6 +66,10 @@ pub(crate) struct Seed {
     pub(crate) conn: Conn,
     /// Who is at its other end.
     pub(crate) who: Option<Who>,
+    /// The place for its secrets, and whose they become.
+    pub(crate) secrets: crate::secrets::Ready,
+    /// What is done about drift: the request's answer or the profile's, the stricter one.
+    pub(crate) on_drift: OnDrift,
     /// What may be asked for.
     pub(crate) policy: Arc<Policy>,
     /// Steps of the launch so far, microseconds.
@@ -105,6 +110,8 @@ struct Exec {
 /// One container's keeper.
 pub(crate) struct Monitor<'a> {
     recorder: &'a Recorder,
+    secrets: crate::secrets::Ready,
+    on_drift: OnDrift,
     policy: Arc<Policy>,
     request: LaunchRequest,
     plan: Option<Plan>,
@@ -176,6 +183,8 @@ impl<'a> Monitor<'a> {
             Ok((signals, listener)) => Ok(Monitor {
                 recorder,
                 policy: seed.policy,
+                secrets: seed.secrets,
+                on_drift: seed.on_drift,
                 request: seed.request,
                 plan: Some(seed.plan),
                 program: seed.program,

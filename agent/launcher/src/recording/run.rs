@@ -139,6 +139,7 @@ impl Recorder {
             storage: &storage,
             sources: &sources,
             network: None,
+            secrets: None,
             oom_score_adj: 0,
         })?;
         labels.apply(&request.id, &mut composed.spec)?;
