@@ -13,6 +13,7 @@ mod apply;
 mod errno;
 mod error;
 mod filter;
+pub mod generate;
 mod names;
 mod origin;
 mod profile;

@@ -33,6 +33,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         test("commands::metrics", metrics),
         test("commands::image load, ls, inspect, rm", images),
         test("commands::completions and man pages", generated),
+        test("commands::profile generate: checked, or refused", policy),
     ]
 }
 
@@ -321,5 +322,61 @@ fn generated() -> Result<()> {
         "completions"
     );
     ensure!(agent.ok(&["man"])?.contains(".TH"), "man");
+    Ok(())
+}
+
+/// With the tools that this machine has; without them it is refused, and says which package has them.
+fn policy() -> Result<()> {
+    let file = tempfile::NamedTempFile::with_suffix(".yaml")?;
+    let yaml = "apiVersion: berth/v1\nkind: Workload\nmetadata: {name: pump}\nspec:\n  image: a:1\n  profile: device-worker\n  \
+                mounts: [{source: /srv, destination: /data}]\n";
+    std::fs::write(file.path(), yaml)?;
+    let run = |path: &str, more: &[&str]| -> Result<(bool, String, String)> {
+        let mut command = std::process::Command::new(berth_tests::agent::binary());
+        command
+            .args(["profile", "generate", "pump", "-f"])
+            .arg(file.path());
+        let done = command.args(more).env("PATH", path).output()?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ok((done.status.success(), text(&done.stdout), text(&done.stderr)))
+    };
+    let there = std::env::var("PATH")?;
+    for (lsm, word, tool) in [
+        (
+            "selinux",
+            "(typeattributeset berth_container (berth_pump_t))",
+            "secilc",
+        ),
+        ("apparmor", "profile berth-pump ", "apparmor_parser"),
+    ] {
+        let given: &[&str] = &["--lsm", lsm, "--label", "/data=berth_shared_file_t"];
+        let (done, text, said) = run("/nonexistent", given)?;
+        ensure!(!done && text.is_empty() && said.contains(tool), "{text}{said}");
+        let unchecked = [given, &["--unchecked"]].concat();
+        let (done, text, said) = run("/nonexistent", &unchecked)?;
+        ensure!(
+            done && text.contains(word) && said.contains("not checked"),
+            "{text}{said}"
+        );
+        let (done, text, said) = run(&there, given)?;
+        ensure!(
+            (done && text.contains(word)) || (!done && said.contains("is not here")),
+            "{text}{said}"
+        );
+    }
+    let (done, text, said) = run(&there, &["--lsm", "selinux", "--label", "/data=host_file_t"])?;
+    ensure!(
+        !done && text.is_empty() && said.contains("no container may write"),
+        "{text}{said}"
+    );
+    // A pipe that is closed at once.
+    let mut command = std::process::Command::new(berth_tests::agent::binary());
+    command
+        .args(["completions", "bash"])
+        .stdout(std::process::Stdio::piped());
+    let mut child = command.stderr(std::process::Stdio::piped()).spawn()?;
+    drop(child.stdout.take());
+    let done = child.wait_with_output()?;
+    ensure!(done.status.success() && done.stderr.is_empty(), "{done:?}");
     Ok(())
 }

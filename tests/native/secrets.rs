@@ -67,7 +67,7 @@ fn delivered() -> Result<()> {
     agent.spawn(&[])?;
     let file = secret(&agent, WORD)?;
     agent.apply(&workload(&format!(
-        "  secrets: [{{name: token, file: {file}, mode: \"0440\", uid: 0, gid: 5}}, {{name: key, credential: key, mode: \"0404\", uid: 7}}]\n"
+        "  secrets: [{{name: token, file: {file}, mode: \"0440\", uid: 0, gid: 5}}, {{name: key, credential: key, mode: \"0444\", uid: 7}}]\n"
     )))?;
     wait_running(&mut agent, "keeper", 1)?;
     let inside = |script: &str| agent.ok(&["exec", "keeper", "sh", "-c", script]);
@@ -80,7 +80,7 @@ fn delivered() -> Result<()> {
         "another mode or owner"
     );
     ensure!(
-        inside("cat /run/secrets/key; stat -c ' %a %u %g' /run/secrets/key")?.trim() == "of-systemd 404 7 0",
+        inside("cat /run/secrets/key; stat -c ' %a %u %g' /run/secrets/key")?.trim() == "of-systemd 444 7 0",
         "the credential"
     );
     let mounted = inside("grep ' /run/secrets ' /proc/self/mounts")?;

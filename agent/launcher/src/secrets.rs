@@ -503,13 +503,14 @@ mod tests {
         policy.secrets = vec!["/srv/keys".into()];
         assert_eq!(asked(at("/srv/keys/a"), &policy), Ok(()));
         let one = grant(Path::new("/etc/berth/secrets/token"));
-        let wrong: [(&str, &dyn Fn(&mut SecretGrant)); 6] = [
-            ("name", &|s| s.name = "../up".into()),
-            ("name", &|s| s.name = ".bashrc".into()),
-            ("name", &|s| s.name = String::new()),
-            ("mode", &|s| s.mode = 0o4400),
-            ("either", &|s| s.file = None),
-            ("either", &|s| s.credential = Some("token".into())),
+        type Change = fn(&mut SecretGrant);
+        let wrong: [(&str, Change); 6] = [
+            ("name", |s| s.name = "../up".into()),
+            ("name", |s| s.name = ".bashrc".into()),
+            ("name", |s| s.name = String::new()),
+            ("mode", |s| s.mode = 0o4400),
+            ("either", |s| s.file = None),
+            ("either", |s| s.credential = Some("token".into())),
         ];
         for (word, change) in wrong {
             let mut secret = one.clone();

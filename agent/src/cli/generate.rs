@@ -1,6 +1,6 @@
 //! `berth completions`, `berth man`.
 
-use std::io;
+use std::io::{self, Write};
 
 use anyhow::Context;
 use clap::{Args, CommandFactory};
@@ -21,8 +21,19 @@ pub(super) struct ManArgs {
 }
 
 pub(super) fn completions(args: &CompletionsArgs) -> Outcome {
-    clap_complete::generate(args.shell, &mut Cli::command(), "berth", &mut io::stdout());
-    Ok(DONE)
+    // Into memory first: the generator panics where writing fails, and a pipe may be closed early.
+    let mut text = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "berth", &mut text);
+    written(&text)
+}
+
+/// A pipe that its reader closed early is no error.
+fn written(text: &[u8]) -> Outcome {
+    let mut out = io::stdout();
+    match out.write_all(text).and_then(|()| out.flush()) {
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(DONE),
+        done => Ok(done.map(|()| DONE)?),
+    }
 }
 
 pub(super) fn man(args: &ManArgs) -> Outcome {
@@ -37,8 +48,7 @@ pub(super) fn man(args: &ManArgs) -> Outcome {
             .clone();
         name = format!("{name}-{word}");
     }
-    clap_mangen::Man::new(found)
-        .title(name)
-        .render(&mut io::stdout())?;
-    Ok(DONE)
+    let mut text = Vec::new();
+    clap_mangen::Man::new(found).title(name).render(&mut text)?;
+    written(&text)
 }

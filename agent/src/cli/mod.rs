@@ -12,6 +12,7 @@ mod device;
 mod events;
 mod exec;
 mod generate;
+mod generate_policy;
 mod image;
 mod inspect;
 mod latency;

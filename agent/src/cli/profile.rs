@@ -10,6 +10,7 @@ use crate::api::{Documents, Op};
 use crate::daemon::settings::Folders;
 
 use super::client::ask;
+use super::generate_policy::{self, GenerateArgs};
 use super::record::{self, RecordArgs, TryArgs};
 use super::table::with_hint;
 use super::{DONE, Format, Outcome, OutputArgs, table};
@@ -22,6 +23,8 @@ pub(super) enum ProfileCommand {
     Record(RecordArgs),
     /// Run under a profile and say what it refuses
     Try(TryArgs),
+    /// Write the smallest SELinux module or AppArmor profile for a workload's document
+    Generate(GenerateArgs),
 }
 
 #[derive(Debug, Args)]
@@ -37,6 +40,7 @@ pub(super) fn main(folders: &Folders, command: ProfileCommand) -> Outcome {
         ProfileCommand::Show(args) => args,
         ProfileCommand::Record(args) => return record::record(folders, args),
         ProfileCommand::Try(args) => return record::attempt(folders, args),
+        ProfileCommand::Generate(args) => return generate_policy::main(&args),
     };
     let custom = own(folders);
     let Some(name) = args.name else {
