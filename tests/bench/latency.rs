@@ -51,6 +51,7 @@ fn quantile(latency: &Value, q: f64) -> Result<f64> {
 }
 
 pub(crate) fn run(table: &mut Table, rounds: usize) -> Result<()> {
+    crate::oci::own_mounts()?;
     let agent = Agent::start("bench-latency")?;
     agent.apply(NODE)?;
     let crun = Crun::make(&agent.path("crun"))?;

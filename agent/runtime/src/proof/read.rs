@@ -87,8 +87,8 @@ pub fn read(promise: &Promise, pid: i32, stage: Stage, place: &Where<'_>) -> Res
     Ok(proof(pid, stage, facts))
 }
 
-/// The facts that move on their own while a container runs (cgroup, threads, policy, limits of the cgroup), for a
-/// monitor that asks every few seconds. Namespaces, mounts and maps need privileges the workload does not have.
+/// The facts that move on their own while a container runs (cgroup, threads, policy, limits of the cgroup, isolation that
+/// was promised: a partition becomes invalid without a word), for a monitor that asks every few seconds. Namespaces, mounts and maps need privileges the workload does not have.
 pub fn read_cheap(promise: &Promise, pid: i32, place: &Where<'_>) -> Result<Proof, ProofError> {
     let process = open(pid, place)?;
     let mut facts = Facts {
@@ -99,6 +99,10 @@ pub fn read_cheap(promise: &Promise, pid: i32, place: &Where<'_>) -> Result<Proo
     identity(&mut facts, promise, &process, Stage::Running, place.proc_root);
     devices(&mut facts, promise, place);
     others::facts(&mut facts, promise, &process, place);
+    if promise.isolation == IsolationPromise::Isolated {
+        // Of a partition three files are read; only where there is none, every thread of the node.
+        isolated(&mut facts, promise, Stage::Running, place);
+    }
     Ok(proof(pid, Stage::Running, facts))
 }
 

@@ -285,6 +285,10 @@ fn what_changes_behind_the_back_is_found() {
         );
     }
     let cpus = sched::affinity(0).expect("affinity");
+    let mut insisted = promise.clone();
+    insisted.isolation = IsolationPromise::Isolated;
+    let cheap = read_cheap(&insisted, pid, &PLACE).expect("proof");
+    assert!(cheap.failures().any(|f| f.name == "cpus.isolation"));
     if cpus.len() > 1 {
         sched::set_affinity(pid, &cpus.iter().take(1).collect()).expect("taskset");
         assert_eq!(broken(&promise, pid, Stage::Running), ["cpus.allowed"]);
