@@ -29,6 +29,7 @@ mod roles;
 mod sabotage;
 mod sandbox;
 mod secrets;
+mod tenants;
 
 use std::process::ExitCode;
 
@@ -80,6 +81,7 @@ fn main() -> ExitCode {
             roles::tests,
             sandbox::tests,
             secrets::tests,
+            tenants::tests,
             cycles::tests,
             latency::tests,
             density::tests,
