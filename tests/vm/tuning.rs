@@ -230,7 +230,7 @@ glance() {
 tune="berth node tune --from /tmp/node.yaml"
 "#;
 
-/// Kill at the steps of tune and of undo, every other one, and every one with BERTH_ROUNDS; what is left then is put back by
+/// Kill at the steps of tune and of undo, every third, and each with BERTH_ROUNDS; what is left then is put back by
 /// undo, or by the next tune.
 fn killed(vm: &mut Vm) -> Result<()> {
     prepare(vm, SMALL)?;
@@ -240,7 +240,7 @@ fn killed(vm: &mut Vm) -> Result<()> {
     let stride = if std::env::var_os("BERTH_ROUNDS").is_some() {
         1
     } else {
-        2
+        3
     };
     let mut step = 1;
     loop {
