@@ -442,7 +442,7 @@ fn launcher(vm: &mut Vm) -> Result<()> {
 
 fn nothing_left(vm: &mut Vm) -> Result<()> {
     let left = vm.sh(
-        "rmdir /sys/fs/cgroup/berth-selinux; ls -A /run/berth/oci /srv; for p in /proc/[0-9]*; do tr '\\0' '\\n' <$p/attr/current | grep berth_; done; true",
+        "rmdir /sys/fs/cgroup/berth-selinux; ls -A /run/berth/oci /srv; for p in /proc/[0-9]*; do { tr '\\0' '\\n' <$p/attr/current; } 2>/dev/null | grep berth_; done; true",
     )?;
     let left: Vec<&str> = left
         .lines()
