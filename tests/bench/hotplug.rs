@@ -112,10 +112,19 @@ pub(crate) fn run(table: &mut Table, rounds: usize) -> Result<()> {
             &sample,
             Some(bound),
         );
+        let mut tail = Sample::default();
+        tail.push(sample.quantile(0.99) / sample.median());
+        table.alone(
+            format!("loop device, {name}: 99th percentile / median"),
+            "×",
+            &tail,
+            Some(5.0),
+        );
         agent.finish()?;
     }
     matching(table)?;
     do_it_yourself(table, rounds)?;
+    published(table);
     interface(table, rounds)
 }
 
@@ -165,6 +174,21 @@ fn matching(table: &mut Table) -> Result<()> {
         None,
     );
     Ok(())
+}
+
+/// Polling periods as their projects publish them (documentation of Akri's discovery handlers, README of
+/// generic-device-plugin): nothing is measured here, and a plug waits half of one on average.
+fn published(table: &mut Table) {
+    for (name, seconds) in [("Akri", 10.0), ("generic-device-plugin", 5.0)] {
+        let mut period = Sample::default();
+        period.push(seconds * 1e3);
+        table.alone(
+            format!("published, not measured: {name} polls every"),
+            "ms",
+            &period,
+            None,
+        );
+    }
 }
 
 /// What one does without berth: a rule of udev whose RUN starts a container with crun. udevd's own events and workers,

@@ -22,6 +22,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             "plug::forbidden, and what runs when a device has gone",
             forbid_and_remove,
         ),
+        test("plug::two rules of one priority start nothing", tie),
         test("plug::links, owner and templates inside", inside),
         test("plug::recorded, and simulated without root", simulated),
         test("plug::a burst of 10,000 events while the agent is stopped", burst),
@@ -218,6 +219,29 @@ fn forbid_and_remove() -> Result<()> {
         agent.ok(&["logs", "after-loop317"])?.contains("gone loop317"),
         "its argument"
     );
+    wait_gone(&mut agent, "hot")?;
+    agent.finish()
+}
+
+fn tie() -> Result<()> {
+    let mut agent = Agent::start("tie")?;
+    let second = "---\napiVersion: berth/v1\nkind: HotplugRule\nmetadata: {name: other}\nspec:\n  workload: hot\n  \
+                  match: KERNEL==\"loop323\"\n";
+    let first = documents(&DISKS.replace("loop31[0-9]", "loop323"));
+    agent.apply(&(first.clone() + second))?;
+    let mut disk = Loop::number(323);
+    disk.plug()?;
+    agent.wait_for("it is told", |a| {
+        let events = a.ok(&["events"])?;
+        Ok(events
+            .lines()
+            .any(|l| l.contains("hot") && l.contains("other") && l.contains("priority")))
+    })?;
+    ensure!(agent.in_state("running")?.is_empty(), "one of them was taken");
+    // One of them goes first: it decides.
+    agent.apply(&(first + second + "  priority: 1\n"))?;
+    wait_running(&mut agent, "hot", 1)?;
+    disk.unplug()?;
     wait_gone(&mut agent, "hot")?;
     agent.finish()
 }

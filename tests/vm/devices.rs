@@ -133,7 +133,7 @@ fn documents(hardware: &Hardware) -> String {
 fn plug_cycles(vm: &mut Vm, hardware: &Hardware) -> Result<()> {
     on_guest::agent(vm)?;
     on_guest::apply(vm, &documents(hardware))?;
-    for round in 0..2 {
+    for round in 0..crate::plug::rounds(2) {
         let mut properties = (hardware.properties)();
         properties["id"] = json!(format!("d{}", hardware.name.replace('-', "")));
         vm.plug(hardware.driver, properties)?;

@@ -22,11 +22,16 @@ pub(crate) fn tests(guest: &Guest) -> Vec<Trial> {
             given_back,
         ),
         guest.test("plug: while the agent is away", while_away),
+        guest.test(
+            "plug: a stick is pulled out while its file system is mounted",
+            stick,
+        ),
+        guest.test("plug: a hostile serial number is made safe or refused", hostile),
     ]
 }
 
 /// Rounds of a test that one CI run does `once` times.
-fn rounds(once: usize) -> usize {
+pub(crate) fn rounds(once: usize) -> usize {
     let more = std::env::var("BERTH_ROUNDS")
         .ok()
         .and_then(|r| r.parse::<usize>().ok());
@@ -180,6 +185,87 @@ fn given_back(vm: &mut Vm) -> Result<()> {
     on_guest::delete(vm, &documents)?;
     vm.unplug("a")?;
     on_guest::gone(vm, "kept")
+}
+
+/// The whole disk is a file system; what the container has of it is the mount alone.
+fn stick(vm: &mut Vm) -> Result<()> {
+    on_guest::agent(vm)?;
+    let dir = tempfile::Builder::new()
+        .prefix("stick.")
+        .tempdir_in(berth_tests::vm::out())?;
+    let (tree, image) = (dir.path().join("tree"), dir.path().join("image"));
+    std::fs::create_dir(&tree)?;
+    std::fs::write(tree.join("word"), "on the stick")?;
+    berth_tests::vm::make_disk(&image, &tree, 8)?;
+    let file = json!({"driver": "file", "filename": image});
+    vm.qmp(
+        "blockdev-add",
+        json!({"driver": "raw", "node-name": "stick0", "file": file}),
+    )?;
+    let documents = workload("stick", "shared")
+        + &rule(
+            "stick",
+            "  match: SUBSYSTEM==\"block\", ENV{DEVTYPE}==\"disk\", SUBSYSTEMS==\"usb\", ATTRS{serial}==\"STICK1\"\n  \
+             filesystem: {path: /home, types: [ext4]}\n  identity: serial\n  unplug: {then: keep}\n",
+        );
+    on_guest::apply(vm, &documents)?;
+    let mut before = None;
+    for _ in 0..rounds(2) {
+        vm.plug(
+            "usb-storage",
+            json!({"id": "stick", "bus": "xhci.0", "port": "1", "drive": "stick0", "serial": "STICK1"}),
+        )?;
+        let found = one(vm, "stick")?;
+        let pid = found["pid"].as_i64().context("no pid")?;
+        ensure!(before.is_none_or(|before| before == pid), "it was started anew");
+        before = Some(pid);
+        vm.until(
+            "it is mounted inside",
+            &format!("grep ' /home ' /proc/{pid}/mountinfo | grep 'ro,nosuid,nodev,noexec' && grep 'on the stick' /proc/{pid}/root/home/word"),
+            LIMIT,
+        )?;
+        vm.sh(&format!(
+            "berth prove {}",
+            found["name"].as_str().unwrap_or_default()
+        ))?;
+        vm.unplug("stick")?;
+        vm.until(
+            "it is unmounted inside",
+            &format!("! grep ' /home ' /proc/{pid}/mountinfo"),
+            LIMIT,
+        )?;
+    }
+    on_guest::delete(vm, &documents)?;
+    on_guest::gone(vm, "stick")?;
+    // QEMU lets the image go when the device is out.
+    let begin = std::time::Instant::now();
+    while let Err(e) = vm.qmp("blockdev-del", json!({"node-name": "stick0"})) {
+        ensure!(begin.elapsed() < LIMIT, "{e:#}");
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+    Ok(())
+}
+
+fn hostile(vm: &mut Vm) -> Result<()> {
+    on_guest::agent(vm)?;
+    let safe = workload("odd", "shared") + &rule("odd", &format!("{ADAPTER}  identity: serial\n"));
+    let documents = safe.clone() + "  env: [{name: SERIAL, value: \"$attr{serial}\"}]\n";
+    on_guest::apply(vm, &documents)?;
+    vm.plug(
+        "usb-serial",
+        adapter("a", "adapter0", "1", "../../etc/x\n\u{1b}[31mred"),
+    )?;
+    let failed = on_guest::in_phase(vm, "odd", "failed")?;
+    ensure!(failed["reason"].to_string().contains("env[0].value"), "{failed}");
+    on_guest::apply(vm, &safe)?;
+    let name = on_guest::running(vm, "odd")?;
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_".contains(&b);
+    ensure!(name.bytes().all(plain), "{name:?}");
+    let shown = vm.sh("berth device ls; berth ps; berth events; cat /run/berth-agent.log")?;
+    ensure!(!shown.contains("\u{1b}[31m"), "it reaches the terminal");
+    vm.unplug("a")?;
+    on_guest::gone(vm, "odd")?;
+    on_guest::delete(vm, &safe)
 }
 
 fn while_away(vm: &mut Vm) -> Result<()> {

@@ -55,6 +55,35 @@ impl Drop for Veth {
 
 const LIST: &str = "for i in /sys/class/net/*; do echo if ${i##*/}; done; ";
 
+/// Its event was read, then it went: at the launch, and with the start of an armed container.
+#[test]
+fn a_device_that_has_gone_is_not_given() {
+    let rig = Rig::new();
+    let gone = json!([{"block": true, "major": 259, "minor": 1_048_000, "path": "/dev/port", "access": "rw",
+        "mode": 432, "uid": 0, "gid": 0}]);
+    let mut client = rig.send(&rig.request("a", FOREVER, json!({"devices": gone})));
+    match next_event(&mut client) {
+        Event::Failed { refusal, .. } => {
+            assert!(refusal.message.contains("/dev/port has gone"), "{refusal:?}")
+        }
+        other => panic!("{other:?}"),
+    }
+    release(&mut client);
+    let mut client = rig.send(&rig.request("b", FOREVER, json!({"armed": true})));
+    assert!(matches!(next_event(&mut client), Event::Created { .. }));
+    client
+        .send(&json!({"op": "start", "devices": gone}), &[])
+        .unwrap();
+    match next_event(&mut client) {
+        Event::Failed { refusal, .. } => {
+            assert!(refusal.message.contains("/dev/port has gone"), "{refusal:?}")
+        }
+        other => panic!("{other:?}"),
+    }
+    release(&mut client);
+    rig.assert_gone("b");
+}
+
 #[test]
 fn an_interface_goes_in_and_its_removal_is_told() {
     let rig = Rig::new();

@@ -61,7 +61,10 @@ impl Monitor<'_> {
             return Err(refusal("inject", message, None));
         }
         for device in &devices {
-            self.node_is_there(device)?;
+            self.node_is_there(device).map_err(|e| Refusal {
+                stage: "inject".into(),
+                ..e
+            })?;
         }
         if let Err(error) = self.inject(&devices, &interfaces) {
             // What went in before it failed goes out again; what never went in is no loss.
@@ -82,13 +85,13 @@ impl Monitor<'_> {
     }
 
     /// A device that has gone since its event came is not given: its number may be another's by now.
-    fn node_is_there(&self, device: &DeviceGrant) -> Result<(), Refusal> {
+    pub(super) fn node_is_there(&self, device: &DeviceGrant) -> Result<(), Refusal> {
         let kind = if device.block { "block" } else { "char" };
         let path = format!("/sys/dev/{kind}/{}:{}", device.major, device.minor);
         match std::path::Path::new(&path).symlink_metadata() {
             Ok(_) => Ok(()),
             Err(e) => Err(refusal(
-                "inject",
+                "device",
                 format!("{} has gone: {path}: {e}", device.path),
                 None,
             )),
@@ -132,6 +135,9 @@ impl Monitor<'_> {
         devices: &[DeviceGrant],
         interfaces: &[InterfaceGrant],
     ) -> Result<(), Refusal> {
+        for device in devices {
+            self.node_is_there(device)?;
+        }
         let Some(container) = &mut self.container else {
             return Ok(());
         };

@@ -74,6 +74,9 @@ impl Monitor<'_> {
         let Some(plan) = self.plan.take() else {
             return Err(refusal("create", "there is no plan".into(), None));
         };
+        for device in &self.request.devices {
+            self.node_is_there(device)?;
+        }
         let log = self.paths.log(&self.request.id);
         let (output, ends) = Output::open(&log, self.request.log_max_bytes).map_err(|e| {
             let hint = "--state-dir must be on a disk that can be written".to_owned();
