@@ -37,6 +37,8 @@ pub(crate) struct Ends<'a> {
     pub(crate) join: &'a [(u64, OwnedFd, std::path::PathBuf)],
     /// A network namespace made beforehand, its loopback interface up, that is this container's alone.
     pub(crate) network: Option<BorrowedFd<'a>>,
+    /// The network namespace is made here, not by the clone.
+    pub(crate) own_network: bool,
     /// Start FIFO and failure FIFO, both read-write, for a container that outlives its creator.
     pub(crate) fifos: Option<(RawFd, RawFd)>,
     /// For each mount the user namespace whose maps it is shown through, where it has one; empty: none has.
@@ -88,6 +90,9 @@ fn set_up(recipe: &Recipe, ends: &Ends<'_>) -> Result<Infallible, Failure> {
         match expect(ends, &mut buffer, "map users")? {
             Down::Mapped => become_root()?,
             _ => return unexpected("map users"),
+        }
+        if ends.own_network {
+            unshare(CloneFlags::CLONE_NEWNET).step("unshare", "network namespace")?;
         }
         prepared = Some(crate::prepare::receive(recipe, ends.socket, &mut buffer)?);
     }
@@ -297,8 +302,13 @@ pub(crate) fn become_root() -> Result<(), Failure> {
 
 /// Hooks outside and inside, and the word that the cgroup holds this process.
 fn hooks_and_placement(recipe: &Recipe, ends: &Ends<'_>, buffer: &mut [u8]) -> Result<(), Failure> {
-    match expect(ends, buffer, "cgroup")? {
-        Down::Placed(files) => {
+    let (n, opened) = crate::sys::fds::receive(ends.socket, buffer).step("cgroup", "")?;
+    match Down::decode(&buffer[..n]) {
+        _ if n == 0 => return Err(Failure::refused("cgroup", "", "the runtime is gone")),
+        Some(Down::Placed(files)) => {
+            for file in opened {
+                nix::unistd::write(&file, b"0").step("enter cgroup", "opened by the runtime")?;
+            }
             for file in files {
                 let path = Path::new(OsStr::from_bytes(file.to_bytes()));
                 std::fs::write(path, "0").step("enter cgroup", path)?;
@@ -334,13 +344,18 @@ pub(crate) fn credentials(process: &Process) -> Result<(), Failure> {
         if caps.bounding & (1 << capability) != 0 {
             continue;
         }
-        match sys::in_bounding(capability) {
+        match sys::drop_bounding(capability) {
+            Ok(()) => {}
             Err(Errno::EINVAL) => break, // past the kernel's last
-            Ok(false) => {}
-            Ok(true) => {
-                sys::drop_bounding(capability).step("drop bounding capability", capability.to_string())?
+            // Without CAP_SETPCAP nothing can be dropped: all is well where it was not there.
+            Err(Errno::EPERM) if sys::in_bounding(capability) == Ok(false) => {}
+            Err(errno) => {
+                return Err(Failure::new(
+                    "drop bounding capability",
+                    capability.to_string(),
+                    errno,
+                ));
             }
-            Err(errno) => return Err(Failure::new("read bounding set", capability.to_string(), errno)),
         }
     }
     let root = process.uid == 0;

@@ -129,8 +129,7 @@ impl Plan {
         timing.mark("state");
         // v1 groups are made while the child mounts; v2 groups must be there for CLONE_INTO_CGROUP.
         let own_users = self.recipe.new & libc::CLONE_NEWUSER as u64 != 0;
-        let needed_early = own_users
-            || self.hierarchy.mode() == berth_rt::cgroup::Mode::V2
+        let needed_early = self.hierarchy.mode() == berth_rt::cgroup::Mode::V2
             || self.recipe.mounts.iter().any(|m| m.fs == "cgroup");
         if needed_early {
             self.make_cgroup(made)?;
@@ -185,21 +184,14 @@ impl Plan {
             return Err(CreateCause::Died("no cgroup".into()));
         };
         let mut enter = Vec::new();
-        if own_users {
-            if into.is_none() {
-                cgroup.attach(pid.as_raw())?;
-            }
-        } else {
-            for (name, path) in cgroup.paths() {
-                let file = match name.as_str() {
-                    "unified" if into.is_some() => continue,
-                    "unified" => path.join("cgroup.procs"),
-                    _ => path.join("tasks"),
-                };
-                enter.extend(CString::new(file.into_os_string().into_encoded_bytes()));
-            }
+        for (name, path) in cgroup.paths() {
+            enter.push(match name.as_str() {
+                "unified" if into.is_some() => continue,
+                "unified" => path.join("cgroup.procs"),
+                _ => path.join("tasks"),
+            });
         }
-        child.send(&Down::Placed(enter))?;
+        child.place(enter, own_users)?;
         let interfaces = std::mem::take(&mut self.interfaces);
         if !interfaces.is_empty() {
             let namespace = match &self.network {
@@ -334,6 +326,13 @@ impl Plan {
             && !self.holds(SYS_ADMIN)
     }
 
+    /// Does the first process make its network namespace itself? Making one takes as long as the mounts that the caller
+    /// makes for a container with a user namespace. An interface must find it there at once.
+    fn makes_network(&self) -> bool {
+        let new = |flag: libc::c_int| self.recipe.new & flag as u64 != 0;
+        new(libc::CLONE_NEWUSER) && new(libc::CLONE_NEWNET) && self.interfaces.is_empty()
+    }
+
     fn holds(&self, capability: u32) -> bool {
         self.recipe.process.capabilities.bounding & (1 << capability) != 0
     }
@@ -383,9 +382,11 @@ impl Plan {
             }
             None => None,
         };
-        // The cgroup namespace is made by the child itself, once the cgroup holds it.
+        // The cgroup namespace is made by the child itself, once the cgroup holds it; the network namespace too where
+        // the caller has mounts to make meanwhile.
         let mut namespaces = self.recipe.new & !(libc::CLONE_NEWCGROUP as u64);
-        if self.network.is_some() {
+        let own_network = self.makes_network();
+        if self.network.is_some() || own_network {
             namespaces &= !(libc::CLONE_NEWNET as u64);
         }
         let cloned = sys::clone3(CloneArgs {
@@ -401,6 +402,7 @@ impl Plan {
                 stdio: numbers,
                 join: &join,
                 network: self.network.as_ref().map(AsFd::as_fd),
+                own_network,
                 fifos: fifo_numbers,
                 idmaps,
                 state: &self.hook_state,
@@ -432,7 +434,11 @@ struct Child<'a> {
 
 impl Child<'_> {
     fn send(&self, message: &Down) -> Result<(), CreateCause> {
-        match report::send_to(self.socket.as_fd(), &message.encode()) {
+        self.sent(report::send_to(self.socket.as_fd(), &message.encode()))
+    }
+
+    fn sent(&self, outcome: Result<(), Errno>) -> Result<(), CreateCause> {
+        match outcome {
             Ok(()) => Ok(()),
             // It has given up: its last words say why.
             Err(Errno::EPIPE | Errno::ECONNRESET) => Err(self.last_words()),
@@ -441,6 +447,26 @@ impl Child<'_> {
                 errno,
             }),
         }
+    }
+
+    /// Its cgroups, which it enters itself: the kernel lets a process of one thread move itself at once, and has everybody
+    /// else wait until no process of the node is in the middle of a fork or an exec. With a user namespace it may open
+    /// none of these files, and gets them opened: it counts who opened them.
+    fn place(&self, files: Vec<PathBuf>, opened: bool) -> Result<(), CreateCause> {
+        let name = |path: PathBuf| CString::new(path.into_os_string().into_encoded_bytes());
+        if !opened {
+            return self.send(&Down::Placed(
+                files.into_iter().filter_map(|f| name(f).ok()).collect(),
+            ));
+        }
+        let mut open = Vec::with_capacity(files.len());
+        for path in &files {
+            let file = fs::OpenOptions::new().write(true).open(path);
+            open.push(file.map_err(CreateCause::file("open", path))?);
+        }
+        let list: Vec<_> = open.iter().map(AsFd::as_fd).collect();
+        let message = Down::Placed(Vec::new()).encode();
+        self.sent(fds::send(self.socket.as_fd(), &message, &list))
     }
 
     /// Its next word; descriptors that come on the way are seen to.

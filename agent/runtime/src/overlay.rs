@@ -61,6 +61,17 @@ fn by_parameters(
             .set("lowerdir+", layer.as_os_str().as_bytes())
             .map_err(|e| words(e, layer))?;
     }
+    options(context, upper, at, label)
+}
+
+/// What is not a lower layer, and the mount.
+fn options(
+    context: FsContext,
+    upper: Option<&(PathBuf, PathBuf)>,
+    at: &Path,
+    label: Option<&str>,
+) -> Result<OwnedFd, Failure> {
+    let words = |errno, path: &Path| Failure::new(STEP, path, errno).with(context.message());
     if let Some((upper, work)) = upper {
         context
             .set("upperdir", upper.as_os_str().as_bytes())
@@ -78,6 +89,29 @@ fn by_parameters(
     context
         .mount(flags)
         .map_err(|(errno, message)| Failure::new(STEP, at, errno).with(message))
+}
+
+/// A detached mount, each lower layer a descriptor of a detached mount; `None`: this kernel takes none (Linux 6.13 the
+/// first descriptors, 6.15 those of detached mounts).
+pub(crate) fn by_descriptors(
+    lower: &[(OwnedFd, &Path)],
+    upper: Option<&(PathBuf, PathBuf)>,
+    at: &Path,
+    label: Option<&str>,
+) -> Result<Option<OwnedFd>, Failure> {
+    let context = FsContext::open("overlay").step(STEP, at)?;
+    let words = |errno, path: &Path| Failure::new(STEP, path, errno).with(context.message());
+    context.set("source", b"overlay").map_err(|e| words(e, at))?;
+    for (layer, path) in lower {
+        match context.set_descriptor("lowerdir+", layer.as_fd()) {
+            Err(Errno::EINVAL) => return Ok(None),
+            other => other.map_err(|e| words(e, path))?,
+        }
+    }
+    match options(context, upper, at, label) {
+        Err(failure) if failure.errno == Errno::EINVAL => Ok(None),
+        other => other.map(Some),
+    }
 }
 
 /// mount(2) with one list of options, for kernels before 6.7.
@@ -134,9 +168,32 @@ mod tests {
 
     type Way = fn(&[PathBuf], Option<&(PathBuf, PathBuf)>, &Path, Option<&str>) -> Result<OwnedFd, Failure>;
 
-    /// Both ways give the same tree: the topmost layer wins, and without an upper nothing can be written.
+    /// Layers as descriptors of detached mounts.
+    fn by_clones(
+        lower: &[PathBuf],
+        upper: Option<&(PathBuf, PathBuf)>,
+        at: &Path,
+        label: Option<&str>,
+    ) -> Result<OwnedFd, Failure> {
+        let clone = |path: &PathBuf| sys::clone_tree(AT_FDCWD, path, false).unwrap();
+        let layers: Vec<_> = lower.iter().map(|path| (clone(path), path.as_path())).collect();
+        if let Some(mounted) = by_descriptors(&layers, upper, at, label)? {
+            return Ok(mounted);
+        }
+        let names = nix::sys::utsname::uname().unwrap();
+        let release = names.release().to_string_lossy().into_owned();
+        let mut numbers = release.split(['.', '-']).map_while(|n| n.parse::<u32>().ok());
+        let release = (numbers.next().unwrap(), numbers.next().unwrap());
+        assert!(
+            release < (6, 15),
+            "{release:?} takes descriptors of detached mounts"
+        );
+        by_parameters(lower, upper, at, label)
+    }
+
+    /// All ways give the same tree: the topmost layer wins, and without an upper nothing can be written.
     #[test]
-    fn both_ways_show_the_topmost_layer_and_write_to_the_upper_one() {
+    fn every_way_shows_the_topmost_layer_and_writes_to_the_upper_one() {
         if !nix::unistd::geteuid().is_root() {
             return;
         }
@@ -147,7 +204,11 @@ mod tests {
             let all = std::env::temp_dir().join(format!("berth-overlay-{}", std::process::id()));
             fs::create_dir(&all).unwrap();
             nix::mount::mount(Some("tmpfs"), &all, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
-            for (ways, way) in [("new", by_parameters as Way), ("old", by_list)] {
+            for (ways, way) in [
+                ("new", by_parameters as Way),
+                ("old", by_list),
+                ("newest", by_clones),
+            ] {
                 let base = all.join(ways);
                 let [top, low, upper, work, at] =
                     ["top,with:signs", "low", "upper", "work", "at"].map(|n| base.join(n));

@@ -1,13 +1,14 @@
-//! What a container with a user namespace cannot make from inside it, made by a helper process outside: the root
-//! (its layers shown through the container's maps), the sources of bind mounts, file systems of block devices, /dev
-//! with its nodes.
+//! What a container with a user namespace cannot make from inside it, made outside: the root (its layers shown through
+//! the container's maps), the sources of bind mounts, file systems of block devices, /dev with its nodes.
 //!
 //! ```text
 //! caller ── clone ──> container's first process: waits for its maps, then for the mounts
-//!        ── clone ──> helper: the host's users, a mount namespace of its own; makes them detached, sends them, ends
+//!    │ makes them detached, and sends them; where that needs something attached (a layer that overlayfs finds by its
+//!    │ path alone, before Linux 6.15; a device node elsewhere than below /dev):
+//!    └───── clone ──> helper: the host's users, a mount namespace of its own; makes them detached, sends them, ends
 //! ```
-//! Invariants: the helper has the host's users and so changes nothing but its own mount namespace and the owner of a
-//! new writable layer; what it sends is detached, and goes to the first process alone; /dev is a tmpfs of the
+//! Invariants: nothing is ever attached in the caller's mount namespace; nothing is changed but the owner of a
+//! new writable layer; what is sent is detached, and goes to the first process alone; /dev is a tmpfs of the
 //! initial user namespace, so that a device node there can be opened and more can be made later (a tmpfs mounted
 //! inside takes no nodes).
 
@@ -71,6 +72,17 @@ pub(crate) fn outside_in(
 ) -> Result<(), Unprepared> {
     let call = |what| move |errno| Unprepared::Call(what, errno);
     let users = open_users(pid).map_err(call("open the user namespace"))?;
+    if recipe.devices.iter().all(|node| node.path.starts_with("/dev")) {
+        let before = umask(Mode::empty());
+        let made = make(recipe, users.as_fd(), idmaps, false);
+        umask(before);
+        if let Some(all) = made.map_err(Unprepared::Failed)? {
+            return match send(&all, to) {
+                Err(Errno::EPIPE | Errno::ECONNRESET) => Err(Unprepared::Gone),
+                other => other.map_err(call("send mounts")),
+            };
+        }
+    }
     let (ours, theirs) = socketpair(
         AddressFamily::Unix,
         SockType::SeqPacket,
@@ -84,7 +96,7 @@ pub(crate) fn outside_in(
     })
     .map_err(call("clone"))?;
     let pidfd = match cloned {
-        Cloned::Child => match make(recipe, users.as_fd(), idmaps, to) {
+        Cloned::Child => match help(recipe, users.as_fd(), idmaps, to) {
             Ok(()) => process::exit_now(0),
             Err(failure) => {
                 // The caller is gone if this fails: nobody is left to be told.
@@ -175,7 +187,7 @@ fn users_with(uids: &str, gids: &str) -> Result<OwnedFd, (&'static str, Errno)> 
 }
 
 /// In the helper.
-fn make(
+fn help(
     recipe: &Recipe,
     users: BorrowedFd<'_>,
     idmaps: &[Option<OwnedFd>],
@@ -183,6 +195,20 @@ fn make(
 ) -> Result<(), Failure> {
     process::set_parent_death_signal(libc::SIGKILL).step("set parent death signal", "")?;
     umask(Mode::empty());
+    match make(recipe, users, idmaps, true)? {
+        Some(all) => send(&all, to).step("send mounts", ""),
+        None => Err(Failure::refused("prepare mounts", "", "nothing was made")),
+    }
+}
+
+/// Everything, detached, with the place where it goes; the umask is 0. `attached`: this mount namespace is the
+/// helper's own, and something may be attached in it. `None`: nothing of the sort was allowed and it is needed.
+fn make(
+    recipe: &Recipe,
+    users: BorrowedFd<'_>,
+    idmaps: &[Option<OwnedFd>],
+    attached: bool,
+) -> Result<Option<Vec<(u32, OwnedFd)>>, Failure> {
     let Some(ids) = &recipe.users else {
         return Err(Failure::refused(
             "prepare mounts",
@@ -191,6 +217,12 @@ fn make(
         ));
     };
     let mut out: Vec<(u32, OwnedFd)> = Vec::new();
+    if !attached {
+        match detached_root(recipe, ids, users)? {
+            Some(root) => out.push((0, root)),
+            None => return Ok(None),
+        }
+    }
     for (at, mount) in recipe.mounts.iter().enumerate() {
         let own = idmaps.get(at).and_then(Option::as_ref).map(AsFd::as_fd);
         if let Some(recursive) = mount.options.bind {
@@ -203,16 +235,22 @@ fn make(
             out.push((1 + at as u32, tree));
         }
     }
-    sys::set_root_attributes(true, 0, libc::MS_SLAVE).step("mount propagation", "/")?;
-    out.push((0, root(recipe, ids, users)?));
-    let first = 1 + recipe.mounts.len() as u32;
-    nodes(recipe, ids, first, &mut out)?;
-    for part in out.chunks(fds::MOST) {
+    if attached {
+        sys::set_root_attributes(true, 0, libc::MS_SLAVE).step("mount propagation", "/")?;
+        out.push((0, root(recipe, ids, users)?));
+        let first = 1 + recipe.mounts.len() as u32;
+        nodes(recipe, ids, first, &mut out)?;
+    }
+    Ok(Some(out))
+}
+
+fn send(all: &[(u32, OwnedFd)], to: BorrowedFd<'_>) -> Result<(), Errno> {
+    for part in all.chunks(fds::MOST) {
         let slots: Vec<u8> = part.iter().flat_map(|(slot, _)| slot.to_le_bytes()).collect();
         let list: Vec<BorrowedFd<'_>> = part.iter().map(|(_, fd)| fd.as_fd()).collect();
-        fds::send(to, &[&b"T"[..], &slots].concat(), &list).step("send mounts", "")?;
+        fds::send(to, &[&b"T"[..], &slots].concat(), &list)?;
     }
-    fds::send(to, b"T", &[]).step("send mounts", "")
+    fds::send(to, b"T", &[])
 }
 
 /// A file system of the initial user namespace; /dev belongs to the container's root and has its nodes at once.
@@ -240,7 +278,36 @@ fn new_fs(recipe: &Recipe, ids: &Users, mount: &Mount) -> Result<OwnedFd, Failur
     Ok(tree)
 }
 
-/// The root, detached.
+/// The root, detached, without attaching anything on the way; `None`: this kernel's overlayfs finds layers by their
+/// paths alone, and these must be shown through the maps.
+fn detached_root(recipe: &Recipe, ids: &Users, users: BorrowedFd<'_>) -> Result<Option<OwnedFd>, Failure> {
+    let Root::Overlay { lower, upper, at } = &recipe.root else {
+        return root(recipe, ids, users).map(Some);
+    };
+    let mut layers = Vec::with_capacity(lower.len());
+    for path in lower {
+        layers.push((layer(path, ids, users)?, path.as_path()));
+    }
+    if upper.is_none() && layers.len() == 1 {
+        return Ok(layers.pop().map(|(tree, _)| tree));
+    }
+    if let Some((upper, _)) = upper {
+        own(upper, ids)?;
+    }
+    overlay::by_descriptors(&layers, upper.as_ref(), at, recipe.mount_label.as_deref())
+}
+
+/// A layer as it is shown to the container, detached.
+fn layer(path: &Path, ids: &Users, users: BorrowedFd<'_>) -> Result<OwnedFd, Failure> {
+    let tree = sys::clone_tree(AT_FDCWD, path, false).step("open layer", path)?;
+    sys::set_attributes(tree.as_fd(), false, attr::RDONLY, 0, libc::MS_PRIVATE).step("open layer", path)?;
+    if ids.idmap_root {
+        sys::set_idmap(tree.as_fd(), false, users).step("idmap", path)?;
+    }
+    Ok(tree)
+}
+
+/// The root, detached; in the helper.
 fn root(recipe: &Recipe, ids: &Users, users: BorrowedFd<'_>) -> Result<OwnedFd, Failure> {
     match &recipe.root {
         Root::Dir(path) => {
@@ -253,14 +320,11 @@ fn root(recipe: &Recipe, ids: &Users, users: BorrowedFd<'_>) -> Result<OwnedFd, 
         }
         Root::Overlay { lower, upper, at } => {
             if ids.idmap_root {
-                for layer in lower {
+                for path in lower {
                     // Over itself, in this namespace alone: overlayfs finds it by its path.
-                    let tree = sys::clone_tree(AT_FDCWD, layer, false).step("open layer", layer)?;
-                    sys::set_attributes(tree.as_fd(), false, attr::RDONLY, 0, libc::MS_PRIVATE)
-                        .step("open layer", layer)?;
-                    sys::set_idmap(tree.as_fd(), false, users).step("idmap", layer)?;
-                    let target = open_dir(layer).step("open layer", layer)?;
-                    sys::attach(tree.as_fd(), target.as_fd()).step("mount layer", layer)?;
+                    let tree = layer(path, ids, users)?;
+                    let target = open_dir(path).step("open layer", path)?;
+                    sys::attach(tree.as_fd(), target.as_fd()).step("mount layer", path)?;
                 }
             }
             if let Some((upper, _)) = upper {

@@ -18,6 +18,7 @@ const FSOPEN_CLOEXEC: u32 = 1;
 const FSMOUNT_CLOEXEC: u32 = 1;
 const FSCONFIG_SET_FLAG: u32 = 0;
 const FSCONFIG_SET_STRING: u32 = 1;
+const FSCONFIG_SET_FD: u32 = 5;
 const FSCONFIG_CMD_CREATE: u32 = 6;
 const MOVE_MOUNT_F_EMPTY_PATH: u32 = 0x04;
 const MOVE_MOUNT_T_EMPTY_PATH: u32 = 0x40;
@@ -181,6 +182,11 @@ impl FsContext {
     /// A parameter with a value.
     pub(crate) fn set(&self, key: &str, value: &[u8]) -> Result<(), Errno> {
         self.config(FSCONFIG_SET_STRING, Some(key), Some(value), 0)
+    }
+
+    /// A parameter that is a descriptor.
+    pub(crate) fn set_descriptor(&self, key: &str, value: BorrowedFd<'_>) -> Result<(), Errno> {
+        self.config(FSCONFIG_SET_FD, Some(key), None, value.as_raw_fd())
     }
 
     /// A parameter without one.
