@@ -43,6 +43,11 @@ pub(crate) enum Op {
         /// Workload or container.
         name: String,
     },
+    /// The ids of the containers that a name means. `Vec<String>`.
+    Resolve {
+        /// Workload or container.
+        name: String,
+    },
     /// The documents in force. [`Documents`].
     Documents,
     /// What would change. [`Outcome`].

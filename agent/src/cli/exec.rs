@@ -8,7 +8,7 @@ use berth_launcher::client::Client;
 use berth_launcher::wire::{self, Command, Exit, Reply};
 use clap::Args;
 
-use crate::api::{Details, Op};
+use crate::api::Op;
 use crate::core::report::words;
 use crate::daemon::settings::Folders;
 
@@ -39,20 +39,20 @@ pub(super) fn variable(text: &str) -> Result<(String, String), String> {
 }
 
 pub(super) fn main(folders: &Folders, args: ExecArgs) -> Outcome {
-    let found: Vec<Details> = ask(
+    let found: Vec<String> = ask(
         folders,
-        Op::Inspect {
+        Op::Resolve {
             name: args.name.clone(),
         },
     )?;
-    let [one] = found.as_slice() else {
+    let [id] = found.as_slice() else {
         anyhow::bail!(
             "`{}` has {} containers: name one of those in `berth ps`",
             args.name,
             found.len()
         );
     };
-    let mut monitor = Client::monitor(&folders.run, &one.container.id)?;
+    let mut monitor = Client::monitor(&folders.run, id)?;
     let command = Command::Exec {
         version: wire::VERSION,
         args: args.command,

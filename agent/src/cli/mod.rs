@@ -29,10 +29,11 @@ mod run;
 mod simulate;
 mod table;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::daemon::settings::Folders;
 
@@ -129,7 +130,7 @@ enum Command {
     Oci {
         /// Passed on
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        args: Vec<std::ffi::OsString>,
+        args: Vec<OsString>,
     },
     /// Print shell completions
     Completions(generate::CompletionsArgs),
@@ -164,9 +165,40 @@ fn no() -> ExitCode {
     ExitCode::from(1)
 }
 
+/// A command line of one of the commands that programs call again and again: only that command is described to the
+/// parser, as describing them all takes longer than the command itself. `None`: anything else, help and faults too;
+/// then the whole parser has the word.
+fn quick(words: &[OsString]) -> Option<Cli> {
+    const FOLDERS: [&str; 4] = ["--run-dir", "--state-dir", "--config-dir", "--preloaded-dir"];
+    let mut at = 1;
+    while FOLDERS
+        .iter()
+        .any(|flag| words.get(at).is_some_and(|word| word == flag))
+    {
+        at += 2;
+    }
+    fn one<A: Args>(words: &[OsString], name: &'static str) -> Option<(FolderArgs, A)> {
+        let command = FolderArgs::augment_args(clap::Command::new("berth"))
+            .subcommand(A::augment_args(clap::Command::new(name)));
+        let mut matches = command.try_get_matches_from(words).ok()?;
+        let folders = FolderArgs::from_arg_matches_mut(&mut matches).ok()?;
+        let (_, mut matches) = matches.remove_subcommand()?;
+        Some((folders, A::from_arg_matches_mut(&mut matches).ok()?))
+    }
+    let (folders, command) = match words.get(at)?.to_str()? {
+        "exec" => one(words, "exec").map(|(folders, args)| (folders, Command::Exec(args))),
+        "ps" => one(words, "ps").map(|(folders, args)| (folders, Command::Ps(args))),
+        "inspect" => one(words, "inspect").map(|(folders, args)| (folders, Command::Inspect(args))),
+        "prove" => one(words, "prove").map(|(folders, args)| (folders, Command::Prove(args))),
+        _ => None,
+    }?;
+    Some(Cli { folders, command })
+}
+
 /// Parses the command line and runs the command.
 pub(crate) fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let cli = quick(&words).unwrap_or_else(|| Cli::parse_from(words));
     let folders = Folders {
         run: cli.folders.run_dir,
         state: cli.folders.state_dir,
@@ -216,4 +248,57 @@ pub(crate) fn main() -> ExitCode {
         }
         no()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Both parsers read the same out of a command line, or the short one gives way.
+    #[test]
+    fn the_short_parser_reads_what_the_whole_one_reads() {
+        let words = |line: &str| -> Vec<OsString> {
+            ["berth"]
+                .into_iter()
+                .chain(line.split_whitespace())
+                .map(OsString::from)
+                .collect()
+        };
+        for line in [
+            "exec bench -- /bin/true",
+            "--run-dir /r exec -e A=1 --env B=2 -w /tmp bench sh -c x",
+            "--state-dir /s --config-dir /c exec bench ls -l --run-dir /inside",
+            "exec --run-dir /r bench ls",
+            "ps",
+            "ps -o json --run-dir /r",
+            "--run-dir /r --state-dir /s --config-dir /c --preloaded-dir /p ps",
+            "inspect -o json a",
+            "inspect --timing a",
+            "prove a",
+            "prove -o json",
+        ] {
+            let words = words(line);
+            let (Some(short), Ok(whole)) = (quick(&words), Cli::try_parse_from(&words)) else {
+                panic!("{line}");
+            };
+            assert_eq!(format!("{short:?}"), format!("{whole:?}"), "{line}");
+        }
+        for line in [
+            "",
+            "exec",
+            "exec --help",
+            "ps -h",
+            "--run-dir",
+            "--run-dir exec",
+            "exec -e A bench x",
+            "ps --no",
+            "help ps",
+            "check x",
+            "--version",
+            "-V ps",
+            "exec bench",
+        ] {
+            assert!(quick(&words(line)).is_none(), "{line}");
+        }
+    }
 }

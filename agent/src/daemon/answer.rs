@@ -108,6 +108,10 @@ impl Agent {
                 }
                 Err(error) => self.fail(&reply, refused(&error)),
             },
+            Op::Resolve { name } => match self.state.resolve(&name) {
+                Ok(ids) => self.ok(&reply, &ids),
+                Err(error) => self.fail(&reply, refused(&error)),
+            },
             Op::Plan(changes) => match self.plan(&changes) {
                 Ok(outcome) => self.ok(&reply, &outcome),
                 Err(fault) => self.fail(&reply, fault),
@@ -279,6 +283,7 @@ fn name(op: &Op) -> &'static str {
         Op::Hello => "hello",
         Op::Ps => "ps",
         Op::Inspect { .. } => "inspect",
+        Op::Resolve { .. } => "resolve",
         Op::Documents => "documents",
         Op::Plan(_) => "plan",
         Op::Apply(_) => "apply",

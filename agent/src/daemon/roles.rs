@@ -116,6 +116,7 @@ pub(crate) fn needed(op: &Op) -> Role {
         Op::Hello
         | Op::Ps
         | Op::Inspect { .. }
+        | Op::Resolve { .. }
         | Op::Documents
         | Op::Plan(_)
         | Op::Prove { .. }
