@@ -136,6 +136,18 @@ fn beside() -> Result<()> {
         "{text}"
     );
     ensure!(image()?, "an image that was there before was taken away");
+    // What this command was started with is no part of it: both sides have the container's nice.
+    let mut agent = agent;
+    agent.enter(["nice", "-n", "5"].map(str::to_owned).to_vec());
+    let told = agent.json(&["latency", "--container", "--duration", "50ms"])?;
+    for side in told["sides"].as_array().context("sides")? {
+        let scheduler = &side["rounds"][0]["cpus"][0]["scheduler"];
+        ensure!(
+            scheduler["policy"] == "other" && scheduler["nice"].as_i64().unwrap_or(0) == 0,
+            "{}: {scheduler}",
+            side["name"]
+        );
+    }
     ensure!(!agent.path("run").join("latency").exists(), "a layout is left");
     agent.finish()
 }

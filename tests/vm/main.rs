@@ -16,6 +16,7 @@ mod on_guest;
 mod plain;
 mod plug;
 mod power;
+mod quiet;
 mod realtime;
 mod rig;
 mod selinux;
@@ -43,6 +44,7 @@ fn boots() -> Vec<(Spec, Vec<Tests>)> {
             boots::PLAIN,
             vec![
                 realtime::partitions as Tests,
+                quiet::guarding,
                 plain::tests,
                 escape::tests,
                 tuning::tests,
@@ -52,7 +54,13 @@ fn boots() -> Vec<(Spec, Vec<Tests>)> {
         ),
         (
             boots::RT_612,
-            vec![journey::tests, rig::tests, devices::tests, plug::tests],
+            vec![
+                journey::tests,
+                quiet::plugged,
+                rig::tests,
+                devices::tests,
+                plug::tests,
+            ],
         ),
         (power::POWER, vec![|_| power::tests()]),
         (boots::SELINUX, vec![selinux::tests]),

@@ -69,6 +69,9 @@ pub(super) struct LatencyArgs {
     /// Draw the histograms into this file
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
+    /// As a container has it: under SCHED_OTHER with nice 0, whatever this command was started with
+    #[arg(long, hide = true, conflicts_with = "fifo")]
+    even: bool,
     /// Be one round: measure here, print what was measured
     #[arg(long, hide = true)]
     probe: bool,
@@ -150,7 +153,10 @@ fn measure(args: &LatencyArgs) -> anyhow::Result<Measured> {
     };
     let plan = Plan {
         cpus,
-        scheduler: args.fifo.map(|priority| Scheduler::Fifo { priority }),
+        scheduler: match args.fifo {
+            Some(priority) => Some(Scheduler::Fifo { priority }),
+            None => args.even.then_some(Scheduler::Other { nice: 0 }),
+        },
         slack_ns: args.slack.map(nanos),
         interval: args.interval,
         duration: args.duration,
@@ -177,6 +183,9 @@ fn host(args: &LatencyArgs, cpus: Option<&CpuSet>) -> anyhow::Result<Measured> {
     }
     if let Some(priority) = args.fifo {
         command.args(["--fifo", &priority.to_string()]);
+    } else if cpus.is_some() {
+        // Beside a container: the same nice on both sides.
+        command.arg("--even");
     }
     if let Some(slack) = args.slack {
         command.args(["--slack", &written(slack)]);
