@@ -96,7 +96,8 @@ fn report(global: &Global, failed: &Failed) {
         text.push_str("\n  hint: ");
         text.push_str(hint);
     }
-    eprintln!("berth oci: {text}");
+    // Callers of other runtimes look for the word.
+    eprintln!("berth oci: error: {text}");
     log(global, "error", &text);
 }
 
@@ -303,10 +304,10 @@ fn carry_out(global: &Global, command: Command) -> Result<i32, Failed> {
             return Ok(status);
         }
         Command::State { id } => {
-            println!(
-                "{}",
-                Container::open(&global.root, &id, &hierarchy()?)?.state_json()
-            );
+            // In lines, as other runtimes print it: callers look for `"status": "…"`.
+            let state = Container::open(&global.root, &id, &hierarchy()?)?.state_json();
+            let state: serde_json::Value = serde_json::from_str(&state).unwrap_or(state.into());
+            println!("{state:#}");
         }
         Command::Kill { id, signal, all } => {
             let container = Container::open(&global.root, &id, &hierarchy()?)?;

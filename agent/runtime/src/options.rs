@@ -71,7 +71,8 @@ const ATIMES: &[(&str, u64)] = &[
     ("noatime", attr::NOATIME),
     ("atime", attr::RELATIME),
     ("relatime", attr::RELATIME),
-    ("norelatime", attr::STRICTATIME),
+    // mount(2) without MS_RELATIME: relatime is what the kernel does by itself since Linux 2.6.30.
+    ("norelatime", attr::RELATIME),
     ("strictatime", attr::STRICTATIME),
     ("nostrictatime", attr::RELATIME),
 ];
