@@ -54,6 +54,7 @@ fn findings(vm: &mut Vm) -> Result<()> {
         "the option and what its lack costs are not in {kernel}"
     );
     // The document holds all the same, and the agent goes on with it.
+    on_guest::agent(vm)?;
     on_guest::apply(vm, yaml)?;
     vm.sh("berth ps")?;
     on_guest::delete(vm, yaml)
