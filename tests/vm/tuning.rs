@@ -1,5 +1,6 @@
 //! `berth node check`, `tune` and `cmdline` on real kernels: tuned, checked, put back bit for bit, also after a kill between
-//! any two steps. A snapshot has every file that is touched, and policy and CPUs of every thread of the kernel.
+//! any two steps. A snapshot has every file that is touched, and policy and CPUs of every thread of the kernel (of an
+//! interrupt's thread, the interrupt's).
 
 use anyhow::{Context, Result, ensure};
 use berth_tests::vm::Vm;
@@ -48,8 +49,10 @@ snapshot() {
   for p in /proc/[0-9]*; do
     read -r stat <$p/stat || continue
     case $stat in *"(kworker"*) continue ;; esac
+    # The thread of an interrupt follows it, and on which of its CPUs that is delivered the kernel chooses anew.
+    case $stat in *"(irq/"*) cpus=interrupt ;; *) cpus=$(sed -n 's/^Cpus_allowed_list:.//p' $p/status) ;; esac
     set -- ${stat##*) }
-    [ $2 = 2 ] && echo "${p#/proc/} ${17} ${38} ${39} $(sed -n 's/^Cpus_allowed_list:.//p' $p/status)"
+    [ $2 = 2 ] && echo "${p#/proc/} ${17} ${38} ${39} $cpus"
   done 2>/dev/null
   true
 }
