@@ -39,7 +39,7 @@ type Tests = fn(&Guest) -> Vec<Trial>;
 
 /// Every boot, and what runs in it: the longest first, so that the lanes end together.
 fn boots() -> Vec<(Spec, Vec<Tests>)> {
-    let mut boots = vec![
+    vec![
         (
             boots::PLAIN,
             vec![
@@ -63,16 +63,13 @@ fn boots() -> Vec<(Spec, Vec<Tests>)> {
             ],
         ),
         (power::POWER, vec![|_| power::tests()]),
+        (boots::ARM64, vec![firmware::tests]),
         (boots::SELINUX, vec![selinux::tests]),
         (boots::SYSTEMD, vec![systemd::tests]),
         (boots::RT_61, vec![realtime::before_remote, tuning::without_sweep]),
         (boots::FIRMWARE, vec![firmware::tests]),
         (boots::CLOUD, vec![cloud::tests]),
-    ];
-    if std::env::var_os("BERTH_ROUNDS").is_some() || std::env::args().any(|arg| arg == "--list") {
-        boots.push((boots::ARM64, vec![firmware::tests]));
-    }
-    boots
+    ]
 }
 
 fn main() -> ExitCode {
