@@ -184,6 +184,9 @@ fn other_word(o: &mut Options, fs_type: &str, word: &str) -> Result<(), OptionEr
         "idmap" => o.idmap = Some(o.idmap.unwrap_or(false)),
         "ridmap" => o.idmap = Some(true),
         "mand" | "nomand" | "iversion" | "noiversion" => return unsupported("the kernel has removed it"),
+        "z" | "Z" => {
+            return unsupported("files are labelled beforehand (berth_shared_file_t), never at a launch");
+        }
         "" => return unsupported("it is empty"),
         _ if o.bind.is_some() => {
             return Err(OptionError::NotForBind {
@@ -258,11 +261,14 @@ mod tests {
 
     #[test]
     fn what_would_do_nothing_is_refused() {
-        for word in ["remount", "mand", ""] {
-            assert!(
-                matches!(of("tmpfs", &[word]), Err(OptionError::Unsupported { .. })),
-                "{word}"
-            );
+        for word in ["remount", "mand", "", "z", "Z"] {
+            for words in [&[word][..], &["rbind", word]] {
+                let refused = of("tmpfs", words);
+                assert!(
+                    matches!(refused, Err(OptionError::Unsupported { .. })),
+                    "{words:?}"
+                );
+            }
         }
         assert_eq!(
             of("bind", &["size=1"]),
