@@ -16,8 +16,8 @@ use crate::lanes::Trial;
 
 /// Binaries above this many bytes carry symbols that no guest needs: their copy is stripped. What ships is below.
 const SYMBOLS: u64 = 12 << 20;
-/// Installs berth and loads the sample images: what every guest but one begins with.
-const INSTALL: &str = "for p in berth berth-escape berth-kill-at; do [ ! -e /host/$p ] || cp /host/$p /usr/bin/; done; mkdir -p /etc/berth && \
+/// Runs what the guest's own folder brings, installs berth and loads the sample images: what every guest but one begins with.
+const INSTALL: &str = "[ ! -e /host/setup ] || sh /host/setup || exit 1; for p in berth berth-escape berth-kill-at; do [ ! -e /host/$p ] || cp /host/$p /usr/bin/; done; mkdir -p /etc/berth && \
      for i in busybox worker; do berth image load /host/berth-sample-$i.tar; done && berth image ls && umount /host";
 
 /// What a guest says of a test that failed; and the documents that it applied are taken away.
@@ -102,6 +102,7 @@ pub(crate) const CLOUD: Spec = Spec {
     kernel: "linux-image-6.12-cloud-amd64",
     qemu: crate::devices::BACKENDS,
     host_disk: true,
+    share: crate::apparmor::share,
     ..BASE
 };
 

@@ -4,6 +4,7 @@
 //! `RIG_OUT` moves the rig's folder (default `.rig`); `BERTH_LANES` says how many guests run at once (two, where cores and
 //! memory suffice); `BERTH_ROUNDS` multiplies rounds. A failing test keeps console and log and says where.
 
+mod apparmor;
 mod boots;
 mod cloud;
 mod devices;
@@ -68,7 +69,7 @@ fn boots() -> Vec<(Spec, Vec<Tests>)> {
         (boots::SYSTEMD, vec![systemd::tests]),
         (boots::RT_61, vec![realtime::before_remote, tuning::without_sweep]),
         (boots::FIRMWARE, vec![firmware::tests]),
-        (boots::CLOUD, vec![cloud::tests]),
+        (boots::CLOUD, vec![cloud::tests, apparmor::tests]),
     ]
 }
 
