@@ -6,6 +6,8 @@
 //! /proc or /sys is a symbolic link is refused; what a masked file shows is a character device 1:3, checked.
 
 use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
@@ -157,6 +159,30 @@ pub(crate) fn new_fs(
         .map_err(|(errno, message)| Failure::new(&step, dest, errno).with(message))
 }
 
+/// From here on no mount of this namespace reaches the host's. Read back before the first one is made: one that got there
+/// would outlive the container.
+fn cut_off() -> Result<(), Failure> {
+    sys::set_root_attributes(true, 0, libc::MS_SLAVE).step("mount propagation", "/")?;
+    let path = "/proc/self/mountinfo";
+    let mut lines = BufReader::new(File::open(path).step("open", path)?).lines();
+    while let Some(line) = lines
+        .next()
+        .transpose()
+        .map_err(|e| Failure::refused("read", path, &e.to_string()))?
+    {
+        // proc_pid_mountinfo(5): id, parent, device, root, mount point, options, optional fields up to a hyphen.
+        let mut fields = line.split(' ').skip(4);
+        if fields.next() == Some("/") && fields.take_while(|f| *f != "-").any(|f| f.starts_with("shared:")) {
+            return Err(Failure::refused(
+                "mount propagation, read back",
+                "/",
+                "it is still shared",
+            ));
+        }
+    }
+    Ok(())
+}
+
 impl<'a> Rootfs<'a> {
     /// Clone the sources, cut the host off from what follows, and attach the root. In a user namespace the sources
     /// and the root have been prepared outside; else `idmaps` are the maps of the mounts that have some.
@@ -168,7 +194,7 @@ impl<'a> Rootfs<'a> {
         let prepared_outside = prepared.is_some();
         let (root, trees, nodes) = match prepared {
             Some(prepared) => {
-                sys::set_root_attributes(true, 0, libc::MS_SLAVE).step("mount propagation", "/")?;
+                cut_off()?;
                 let at = match &recipe.root {
                     Root::Dir(path) => path,
                     Root::Overlay { at, .. } => at,
@@ -228,13 +254,13 @@ impl<'a> Rootfs<'a> {
                 let tree = sys::clone_tree(AT_FDCWD, path, true).step("open root file system", path)?;
                 sys::set_attributes(tree.as_fd(), true, 0, 0, libc::MS_SLAVE)
                     .step("mount propagation", path)?;
-                sys::set_root_attributes(true, 0, libc::MS_SLAVE).step("mount propagation", "/")?;
+                cut_off()?;
                 let target = open_dir(path).step("open root file system", path)?;
                 sys::attach(tree.as_fd(), target.as_fd()).step("mount root file system", path)?;
                 Ok(tree)
             }
             Root::Overlay { lower, upper, at } => {
-                sys::set_root_attributes(true, 0, libc::MS_SLAVE).step("mount propagation", "/")?;
+                cut_off()?;
                 overlay::mount(lower, upper.as_ref(), at, recipe.mount_label.as_deref())
             }
         }

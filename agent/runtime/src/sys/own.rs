@@ -32,6 +32,9 @@ pub(crate) fn unwritable() -> Result<(), Errno> {
     }
     let tree = clone_tree(AT_FDCWD, Path::new(EXE), false)?;
     set_attributes(tree.as_fd(), false, attr::RDONLY, 0, 0)?;
+    if !fstatvfs(&tree)?.flags().contains(FsFlags::ST_RDONLY) {
+        return Err(Errno::EPERM); // executed again it would only be here once more
+    }
     let strings = |list: Vec<Vec<u8>>| -> Result<Vec<CString>, Errno> {
         list.into_iter()
             .map(|s| CString::new(s).map_err(|_| Errno::EINVAL))
