@@ -104,7 +104,8 @@ pub(crate) fn by_descriptors(
     context.set("source", b"overlay").map_err(|e| words(e, at))?;
     for (layer, path) in lower {
         match context.set_descriptor("lowerdir+", layer.as_fd()) {
-            Err(Errno::EINVAL) => return Ok(None),
+            // EBADF: this kernel wants a path.
+            Err(Errno::EINVAL | Errno::EBADF) => return Ok(None),
             other => other.map_err(|e| words(e, path))?,
         }
     }
