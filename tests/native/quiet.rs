@@ -194,10 +194,17 @@ fn killed() -> Result<()> {
         fs::read_to_string(QOS)?.trim() == "n/a",
         "nobody was there to put it back"
     );
-    agent.spawn(&[])?;
-    agent.wait_for("the next launcher puts everything back", |_| {
+    // By itself, for an agent would launch the workload again at once.
+    let mut alone = agent.launcher_alone()?;
+    let back = agent.wait_for("the next launcher puts everything back", |_| {
         Ok(knobs()? == before)
-    })?;
+    });
+    alone.kill()?;
+    alone.wait()?;
+    back?;
+    agent.spawn(&[])?;
+    agent.wait_for("it runs again", |a| Ok(a.in_state("running")?.len() == 1))?;
+    gone(&mut agent, &before)?;
     agent.finish()
 }
 

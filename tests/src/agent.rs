@@ -112,6 +112,17 @@ impl Agent {
         })
     }
 
+    /// A launcher that no agent has started, with this test's folders and cgroups. Who starts it ends it.
+    pub fn launcher_alone(&self) -> Result<Child> {
+        let mut command = self.command();
+        command.args(["launcher", "--cgroup-parent", &self.cgroup]);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        command.spawn().context("start a launcher")
+    }
+
     /// A path below the test's folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)

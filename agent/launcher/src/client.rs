@@ -20,6 +20,19 @@ pub const LAUNCHER_SOCKET: &str = "launcher.sock";
 /// The folder of the monitors' sockets in the run folder.
 pub const MONITORS: &str = "monitors";
 
+/// Containers whose end is recorded in RUN/containers and whose monitor has no socket: it died, and a launcher swept what
+/// it left while no agent was there to be told. Its id is free once it has been swept by request.
+pub fn left_behind(run_dir: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(run_dir.join("containers")) else {
+        return Vec::new(); // nothing was ever launched
+    };
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names
+        .filter(|id| run_dir.join("containers").join(id).join("exit.json").exists())
+        .filter(|id| !run_dir.join(MONITORS).join(format!("{id}.sock")).exists())
+        .collect()
+}
+
 /// Why a conversation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {

@@ -195,6 +195,17 @@ impl Agent {
                 }
             }
         }
+        // A launcher that started before this agent has taken the socket of a dead monitor away, and kept the record.
+        for id in berth_launcher::client::left_behind(&self.settings.folders.run) {
+            if !awaited.contains(&id) && !stale.contains(&id) {
+                self.note(
+                    NoticeKind::MonitorLost,
+                    &id,
+                    "its end is recorded, its monitor is gone",
+                );
+                stale.push(id);
+            }
+        }
         let mut found = Vec::new();
         let deadline = Instant::now() + MONITORS;
         while !awaited.is_empty() {
