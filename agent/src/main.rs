@@ -4,8 +4,9 @@
 //! looked for before the command line is parsed at all, because it is started once for each step of a container. For
 //! the same reason the C library calls this file's `main` itself: what Rust's own start does besides (reading all of
 //! /proc/self/maps for the place of the stack, to explain an overflow that the kernel's guard pages stop anyway) takes
-//! as long as many a command; what berth needs of it is done here.
-#![cfg_attr(not(test), no_main)]
+//! as long as many a command; what berth needs of it is done here. Only glibc gives the arguments to the standard library
+//! before that; with any other C library the start is Rust's.
+#![cfg_attr(all(not(test), target_env = "gnu"), no_main)]
 #![allow(unsafe_code)] // `main` by its C name, and two calls with numbers alone
 
 mod api;
@@ -17,7 +18,7 @@ use std::process::ExitCode;
 
 /// Descriptors 0 to 2 are open, on /dev/null where they were not: what is opened later must not get their numbers.
 /// A write to a closed pipe is an error, not the end.
-#[cfg_attr(test, allow(dead_code))]
+#[cfg_attr(any(test, not(target_env = "gnu")), allow(dead_code))]
 fn begin() {
     let open = |fd: i32| {
         // SAFETY: fcntl(2) with numbers alone; it tells an open descriptor from a closed one.
@@ -50,7 +51,7 @@ fn run() -> ExitCode {
 }
 
 /// Called by the C library; it has given argc and argv to the standard library before.
-#[cfg(not(test))]
+#[cfg(all(not(test), target_env = "gnu"))]
 #[unsafe(no_mangle)]
 extern "C" fn main(_argc: libc::c_int, _argv: *const *const libc::c_char) -> libc::c_int {
     begin();
@@ -58,4 +59,9 @@ extern "C" fn main(_argc: libc::c_int, _argv: *const *const libc::c_char) -> lib
     let number = (0..=u8::MAX).find(|n| ExitCode::from(*n) == code);
     // Writes out what standard output still holds.
     std::process::exit(number.map_or(1, i32::from))
+}
+
+#[cfg(all(not(test), not(target_env = "gnu")))]
+fn main() -> ExitCode {
+    run()
 }
