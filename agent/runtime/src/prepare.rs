@@ -286,10 +286,10 @@ fn detached_root(recipe: &Recipe, ids: &Users, users: BorrowedFd<'_>) -> Result<
     };
     let mut layers = Vec::with_capacity(lower.len());
     for path in lower {
-        layers.push((layer(path, ids, users)?, path.as_path()));
+        layers.push(layer(path, ids, users)?);
     }
     if upper.is_none() && layers.len() == 1 {
-        return Ok(layers.pop().map(|(tree, _)| tree));
+        return Ok(layers.pop());
     }
     if let Some((upper, _)) = upper {
         own(upper, ids)?;
