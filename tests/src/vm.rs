@@ -268,6 +268,11 @@ impl Vm {
         String::from_utf8_lossy(&text[text.len().saturating_sub(3000)..]).into_owned()
     }
 
+    /// See [`broken_by_the_emulator`].
+    pub fn broken_by_the_emulator(&self) -> bool {
+        broken_by_the_emulator(&self.dir)
+    }
+
     fn line(&mut self, limit: Duration) -> Result<String> {
         self.shell.get_ref().set_read_timeout(Some(limit))?;
         let mut line = String::new();
@@ -299,6 +304,13 @@ impl Drop for Vm {
             let _ = fs::remove_dir_all(&self.dir);
         }
     }
+}
+
+/// Did the emulator break the guest with this folder? A kernel patches its own code under a breakpoint; TCG now and then
+/// executes it after the kernel has taken it away and forgotten it, and the kernel panics. No program of the guest can do that.
+pub fn broken_by_the_emulator(dir: &Path) -> bool {
+    let console = fs::read(dir.join("console.log")).unwrap_or_default();
+    String::from_utf8_lossy(&console).contains("Oops: int3: 0000")
 }
 
 /// Ends QEMU when booting fails half-way.

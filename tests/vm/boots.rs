@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use berth_tests::agent::{binary, samples, workspace};
 use berth_tests::skips;
 use berth_tests::vm::needs::Machine;
-use berth_tests::vm::{Config, Shape, Vm, make_disk, out};
+use berth_tests::vm::{Config, Shape, Vm, broken_by_the_emulator, make_disk, out};
 use libtest_mimic::Failed;
 
 use crate::lanes::Trial;
@@ -23,6 +23,10 @@ const INSTALL: &str = "[ ! -e /host/setup ] || sh /host/setup || exit 1; for p i
 /// What a guest says of a test that failed; and the documents that it applied are taken away.
 pub(crate) const LOG: &str = "dmesg; tail -n 200 /run/berth-agent.log 2>/dev/null; journalctl -q -n 200 -u 'berth*' 2>/dev/null; \
      if [ -e /tmp/documents.yaml ]; then berth delete /tmp/documents.yaml; fi";
+
+/// What is printed of a guest that is given up for no fault of its own.
+pub(crate) const BROKEN: &str =
+    "its kernel met a breakpoint that the emulator had kept (Oops: int3); booted anew";
 
 /// What a guest is.
 #[derive(Clone)]
@@ -207,20 +211,32 @@ impl Guest {
             .lock()
             .map_err(|_| "an earlier test of this guest panicked")?;
         if let Slot::NotYet = *slot {
-            *slot = match self.spec.boot() {
-                Ok(vm) => Slot::Up(Box::new(vm)),
+            match self.spec.boot() {
+                Ok(vm) => *slot = Slot::Up(Box::new(vm)),
                 Err(e) => {
                     *slot = down();
                     return Err(format!("{e:#}"));
                 }
             };
         }
-        let vm = match &mut *slot {
-            Slot::Up(vm) => vm,
+        let mut done = match &mut *slot {
+            Slot::Up(vm) => body(vm),
             Slot::Down(test) => return Err(format!("not run: {test} says why")),
             Slot::NotYet => return Err("not booted".into()),
         };
-        let done = body(vm);
+        let broken = matches!(&*slot, Slot::Up(vm) if vm.broken_by_the_emulator());
+        if done.is_err() && broken {
+            println!("guest {}: {BROKEN}; {name} is run once more", self.spec.name);
+            // Its folder goes before the next has it.
+            *slot = down();
+            *slot = Slot::Up(Box::new(self.spec.boot().map_err(|e| format!("{e:#}"))?));
+            if let Slot::Up(vm) = &mut *slot {
+                done = body(vm);
+            }
+        }
+        let Slot::Up(vm) = &mut *slot else {
+            return Err("not booted".into());
+        };
         let log = match (&done, vm.lost()) {
             (Ok(()), _) => None,
             (Err(_), true) => Some("the guest does not answer any more".to_owned()),
@@ -340,8 +356,15 @@ impl Spec {
         }
         let version = std::fs::read_to_string(config.image.join("kernel-version"))?;
         let dir = out().join(format!("guest-{}-{}", self.name, std::process::id()));
-        let mut vm =
-            Vm::boot(&config, &dir).with_context(|| format!("boot {}; see {}", self.name, dir.display()))?;
+        let booted = Vm::boot(&config, &dir).or_else(|e| {
+            if !broken_by_the_emulator(&dir) {
+                return Err(e);
+            }
+            println!("guest {}: {BROKEN}", self.name);
+            std::fs::remove_dir_all(&dir)?;
+            Vm::boot(&config, &dir)
+        });
+        let mut vm = booted.with_context(|| format!("boot {}; see {}", self.name, dir.display()))?;
         println!(
             "guest {}: kernel {} ready after {:.0} s",
             self.name,

@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
-use berth_tests::vm::{Config, Shape, Vm, make_disk, out};
+use berth_tests::vm::{Config, Shape, Vm, broken_by_the_emulator, make_disk, out};
 use libtest_mimic::Failed;
 
-use crate::boots::{BASE, LOG, Spec};
+use crate::boots::{BASE, BROKEN, LOG, Spec};
 use crate::devices::LIMIT;
 use crate::lanes::Trial;
 
@@ -229,8 +229,7 @@ impl<'a> Lane<'a> {
     /// A boot, a look, and (but after the last cut) work until the power goes.
     fn round(&mut self, round: u32, cuts: u32) -> Result<()> {
         let dir = self.dir.join(format!("guest-{}-{round}", self.number));
-        let mut vm = Vm::boot(&self.config, &dir)?;
-        let looked = self.look(&mut vm, round);
+        let (mut vm, looked) = self.boot_and_look(&dir, round)?;
         if looked.is_err() {
             // Console, the agent's log and the disk are kept; the error says where.
             let log = vm.run(LOG).map(|answer| answer.1).unwrap_or_default();
@@ -246,7 +245,9 @@ impl<'a> Lane<'a> {
         ))?;
         let (answers, then) = (self.random(ANSWERS), self.random(LONGEST));
         let begun = Instant::now();
-        while vm.console().matches("ACK ").count() < usize::try_from(answers)? {
+        // A kernel that the emulator broke has had its cut.
+        while vm.console().matches("ACK ").count() < usize::try_from(answers)? && !vm.broken_by_the_emulator()
+        {
             ensure!(
                 begun.elapsed() < LIMIT,
                 "not {answers} answers within {LIMIT:?}:\n{}",
@@ -260,6 +261,25 @@ impl<'a> Lane<'a> {
         self.promised.read(&console)?;
         std::fs::remove_dir_all(&dir)?;
         Ok(())
+    }
+
+    /// What is seen after a boot. A guest that the emulator broke before anything was asked of it is booted once more.
+    fn boot_and_look(&mut self, dir: &Path, round: u32) -> Result<(Vm, Result<()>)> {
+        for last in [false, true] {
+            let booted = Vm::boot(&self.config, dir).map(|mut vm| {
+                let looked = self.look(&mut vm, round);
+                (vm, looked)
+            });
+            let failed = !matches!(booted, Ok((_, Ok(()))));
+            if last || !failed || !broken_by_the_emulator(dir) {
+                return booted;
+            }
+            println!("power: {BROKEN}");
+            drop(booted);
+            // Gone with it, or kept by a boot that failed.
+            let _ = std::fs::remove_dir_all(dir);
+        }
+        bail!("not booted")
     }
 
     fn look(&mut self, vm: &mut Vm, round: u32) -> Result<()> {
