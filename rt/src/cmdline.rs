@@ -1,5 +1,5 @@
 //! The boot half of a node's tuning: which kernel arguments a [`NodeSpec`] means ([`arguments`]), which of them the running
-//! kernel has ([`compare`], against `/proc/cmdline`), and how boot loaders take them ([`format`]).
+//! kernel has ([`compare`], against `/proc/cmdline`), and how boot loaders take them ([mod@format]).
 //!
 //! The rules are those of OpenShift's node tuning operator and of the tuned profiles below it. Arguments that an
 //! architecture does not read are left out there. Sources: Documentation/admin-guide/kernel-parameters.txt,

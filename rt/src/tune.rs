@@ -1,6 +1,6 @@
 //! The run-time half of a node's tuning: changes out of [`crate::survey`] are made one by one, and put back.
 //!
-//! Invariants: what puts a change back is in the journal, and on its disk, before the change is made ([`journal`]). Each
+//! Invariants: what puts a change back is in the journal, and on its disk, before the change is made (`journal`). Each
 //! change is read back. Where one fails, all of this run are put back, and the error names the interface, what is there
 //! and what helps. A journal that was not finished (the process was killed) is put back by the next [`undo`], the next
 //! [`apply`], or a reboot, which resets everything that is changed here: a journal of another boot is thrown away.

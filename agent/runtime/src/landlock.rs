@@ -7,7 +7,7 @@
 //! read must not open, one that a rule covers must. A domain is part of the credentials and survives exec; only more
 //! restrictions can follow.
 //!
-//! Invariants: what the rules need and the kernel lacks is refused before anything is made ([`missing`]), or left out
+//! Invariants: what the rules need and the kernel lacks is refused before anything is made (`missing`), or left out
 //! where the user wrote that ([`Landlock::skip`]), and then the proof says so.
 #![allow(unsafe_code)] // the three system calls have no wrapper
 

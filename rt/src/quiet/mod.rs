@@ -7,7 +7,7 @@
 //! DIR/base           the value of every knob before it was first touched, with the boot's id
 //! ```
 //! Invariants: a claim is written before a knob's first value, that before the knob; what the knobs should be follows from
-//! claims and first values alone ([`want::knobs`], pure), so that whoever comes next, after any kill, makes it so. A
+//! claims and first values alone (`want::knobs`, pure), so that whoever comes next, after any kill, makes it so. A
 //! knob that nobody claims any more has its first value again. A boot resets all of it.
 
 mod irq;
