@@ -207,7 +207,6 @@ fn set_up(recipe: &Recipe, ends: &Ends<'_>) -> Result<Infallible, Failure> {
     } else {
         enter_cwd(&process.cwd)?;
     }
-    sys::default_sigpipe().step("signal", "SIGPIPE")?;
     sys::unblock_signals().step("signal mask", "")?;
     if !recipe.die_with_parent && ends.fifos.is_some() {
         sys::set_parent_death_signal(0).step("set parent death signal", "")?;
@@ -215,6 +214,7 @@ fn set_up(recipe: &Recipe, ends: &Ends<'_>) -> Result<Infallible, Failure> {
         sys::set_parent_death_signal(libc::SIGKILL).step("set parent death signal", "")?;
     }
     if recipe.hooks_inside.is_empty() {
+        sys::default_sigpipe().step("signal", "SIGPIPE")?;
         find_program(process)?;
         label.map_or(Ok(()), |(fd, label)| write_label((&fd, label)))?;
         restrict(process, filter.as_ref(), ends.socket)?;
@@ -228,6 +228,8 @@ fn set_up(recipe: &Recipe, ends: &Ends<'_>) -> Result<Infallible, Failure> {
         let state = ends.state.at(nix::unistd::getpid().as_raw(), "created");
         let outcome = crate::hooks::run("startContainer", &recipe.hooks_inside, &state)
             .map_err(|e| Failure::refused("startContainer", "", &e.to_string()))
+            // Not before: a hook need not read what it is told.
+            .and_then(|()| sys::default_sigpipe().step("signal", "SIGPIPE"))
             .and_then(|()| label.map_or(Ok(()), |(fd, label)| write_label((&fd, label))))
             .and_then(|()| restrict(process, filter.as_ref(), ends.socket));
         match outcome {

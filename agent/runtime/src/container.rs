@@ -13,6 +13,7 @@ pub use errors::{ContainerError, DeleteError, OpenError};
 pub use filesystem::{FILESYSTEMS, Filesystem};
 pub(crate) use update::promise_cgroup;
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -27,7 +28,7 @@ use crate::exec::ExecError;
 use crate::proof::Promise;
 use crate::recipe::Process;
 use crate::seccomp::Filter;
-use crate::state::{Record, Status};
+use crate::state::{Record, Status, claim};
 use crate::sys::process as sys;
 use crate::timing::Timing;
 
@@ -58,6 +59,8 @@ pub struct Container {
     pub(crate) pidfd: Option<OwnedFd>,
     pub(crate) cgroup: Option<Cgroup>,
     pub(crate) dir: PathBuf,
+    /// The folder itself, open.
+    pub(crate) folder: Option<OwnedFd>,
     pub(crate) channel: Channel,
     pub(crate) timing: Timing,
     /// When its program was let go, nanoseconds since the epoch; only in the process that started it.
@@ -99,6 +102,7 @@ impl Container {
             pidfd: Some(pidfd),
             cgroup: Some(cgroup),
             dir,
+            folder: None,
             channel,
             timing,
             released_at: None,
@@ -114,12 +118,27 @@ impl Container {
     pub fn open(state_root: &Path, id: &str, hierarchy: &Hierarchy) -> Result<Self, OpenError> {
         let dir = state_root.join(id);
         let id = id.to_owned();
-        if id.is_empty() || id.contains('/') || id.starts_with('.') || !dir.is_dir() {
+        if id.is_empty() || id.contains('/') || id.starts_with('.') {
             return Err(OpenError::NotFound { id });
         }
-        let record = match Record::load(&dir) {
+        let folder = match claim::open(&dir) {
+            Ok(folder) => folder,
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Err(OpenError::NotFound { id });
+            }
+            Err(source) => return Err(OpenError::State { id, source }),
+        };
+        let record = match Record::load_from(&folder) {
             Ok(Some(record)) => record,
-            Ok(None) => return Err(OpenError::Unfinished { id }),
+            Ok(None) => {
+                return Err(match claim::holder(&folder) {
+                    Some(pid) => OpenError::Creating {
+                        id,
+                        by: claim::describe(Some(pid)),
+                    },
+                    None => OpenError::Unfinished { id },
+                });
+            }
             Err(source) => return Err(OpenError::State { id, source }),
         };
         let mut pidfd = sys::pidfd_open(Pid::from_raw(record.pid)).ok();
@@ -137,6 +156,7 @@ impl Container {
             pidfd,
             cgroup,
             dir,
+            folder: Some(folder),
             channel,
             timing: Timing::begin(),
             released_at: None,

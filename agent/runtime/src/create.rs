@@ -33,7 +33,7 @@ use crate::prepare::{self, Unprepared};
 use crate::proof::InterfacePromise;
 use crate::report::{self, Down, Up};
 use crate::seccomp;
-use crate::state::{self, Record, StoredFilter};
+use crate::state::{self, Record, StoredFilter, claim};
 use crate::sys::fds;
 use crate::sys::process::{self as sys, CloneArgs, Cloned};
 use crate::timing::Timing;
@@ -56,6 +56,8 @@ pub struct Stdio {
 /// What has been made so far.
 struct Made {
     state_dir: PathBuf,
+    /// Nobody deletes it meanwhile.
+    held: claim::Held,
     cgroup: Option<Cgroup>,
     child: Option<(Pid, OwnedFd)>,
     /// Interfaces that are inside, and the namespace they are in.
@@ -103,18 +105,22 @@ impl Plan {
     pub fn create(self, stdio: Stdio) -> Result<Container, CreateError> {
         let mut timing = Timing::begin();
         let state_dir = self.state_dir.clone();
-        reserve(&self.id, &state_dir).map_err(|cause| CreateError {
+        let held = reserve(&self.id, &state_dir, &self.cgroup).map_err(|cause| CreateError {
             cause,
             left: Vec::new(),
         })?;
         let mut made = Made {
             state_dir,
+            held,
             cgroup: None,
             child: None,
             moved: None,
         };
         match self.make(stdio, &mut made, &mut timing) {
-            Ok(container) => Ok(container),
+            Ok(mut container) => {
+                container.folder = made.held.unlock().ok();
+                Ok(container)
+            }
             Err(cause) => Err(CreateError {
                 cause,
                 left: made.undo(),
@@ -124,7 +130,6 @@ impl Plan {
 
     fn make(mut self, stdio: Stdio, made: &mut Made, timing: &mut Timing) -> Result<Container, CreateCause> {
         let dir = made.state_dir.clone();
-        fs::write(dir.join(state::CGROUP), &self.cgroup).map_err(CreateCause::file("write", &dir))?;
         let fifos = self.detached.then(|| make_fifos(&dir)).transpose()?;
         timing.mark("state");
         // v1 groups are made while the child mounts; v2 groups must be there for CLONE_INTO_CGROUP.
@@ -149,7 +154,8 @@ impl Plan {
         .map_err(CreateCause::call("socketpair"))?;
         let idmaps =
             prepare::idmaps(&self.recipe).map_err(|(what, errno)| CreateCause::Call { what, errno })?;
-        let (pid, pidfd) = self.clone_child(stdio, (&ours, theirs), fifos, into.as_ref(), &idmaps)?;
+        let (pid, pidfd) =
+            self.clone_child(stdio, (&ours, theirs, &made.held), fifos, into.as_ref(), &idmaps)?;
         let socket = ours;
         let child = Child {
             pid,
@@ -341,7 +347,7 @@ impl Plan {
     fn clone_child(
         &self,
         stdio: Stdio,
-        (ours, theirs): (&OwnedFd, OwnedFd),
+        (ours, theirs, held): (&OwnedFd, OwnedFd, &OwnedFd),
         fifos: Option<(OwnedFd, OwnedFd)>,
         into: Option<&OwnedFd>,
         idmaps: &[Option<OwnedFd>],
@@ -397,6 +403,8 @@ impl Plan {
             // A copy of the caller's end here would keep it open when the caller is killed before this process has
             // asked for its death signal: it would wait for ever. This side never returns, so nothing closes twice.
             let _ = nix::unistd::close(ours.as_raw_fd());
+            // And a copy of the lock would keep the folder from being freed.
+            let _ = nix::unistd::close(held.as_raw_fd());
             let ends = child::Ends {
                 socket: theirs.as_fd(),
                 stdio: numbers,
@@ -528,21 +536,12 @@ impl Child<'_> {
     }
 }
 
-/// Make the state folder; that it did not exist reserves the id.
-fn reserve(id: &str, dir: &Path) -> Result<(), CreateCause> {
-    use std::os::unix::fs::DirBuilderExt;
-    let mut builder = fs::DirBuilder::new();
-    let make = || builder.mode(0o700).create(dir);
-    let mut make = make;
-    match make() {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            let parent = dir.parent().unwrap_or(Path::new("/"));
-            fs::create_dir_all(parent).map_err(CreateCause::file("make folder", parent))?;
-            make().map_err(CreateCause::file("make folder", dir))
-        }
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(CreateCause::Exists(id.to_owned())),
-        other => other.map_err(CreateCause::file("make folder", dir)),
-    }
+/// Make the state folder and hold it; that it did not exist reserves the id.
+fn reserve(id: &str, dir: &Path, cgroup: &str) -> Result<claim::Held, CreateCause> {
+    claim::make(dir, cgroup).map_err(|e| match e.kind() {
+        io::ErrorKind::AlreadyExists => CreateCause::Exists(id.to_owned()),
+        _ => CreateCause::file("make folder", dir)(e),
+    })
 }
 
 /// Both ends of both FIFOs belong to the child: it never sees an end of file, and whoever starts it may go away.

@@ -1,10 +1,13 @@
 //! OCI hooks: programs run around a container's life, each with the container's state as JSON on its standard
 //! input.
 //!
-//! Invariants: a hook is waited for; one that outlives its timeout is killed with its process group; a hook that
-//! fails names its path, its kind and how it ended.
+//! Invariants: a hook is waited for; one that outlives its timeout is killed with its process group, and one whose
+//! runtime is killed dies with it (what it started itself does not); a hook that fails names its path, its kind and how
+//! it ended. A standard output or error that nobody reads any more is /dev/null to it: it would end by SIGPIPE.
+#![allow(unsafe_code)] // what the new process does before its exec
 
 use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -15,6 +18,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
+
+use crate::sys::process as sys;
 
 /// One hook.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,6 +94,23 @@ fn run_one(kind: &'static str, hook: &Hook, state: &str) -> Result<(), HookError
         command.env_clear();
         command.envs(env.iter().map(|pair| pair.split_once('=').unwrap_or((pair, ""))));
     }
+    if unread(std::io::stdout().as_fd()) {
+        command.stdout(Stdio::null());
+    }
+    if unread(std::io::stderr().as_fd()) {
+        command.stderr(Stdio::null());
+    }
+    let parent = nix::unistd::getpid();
+    let die_with_parent = move || {
+        sys::set_parent_death_signal(libc::SIGKILL)?;
+        // It may have died before. Across pid namespaces a parent is 0, and here it is in the same.
+        match nix::unistd::getppid() == parent {
+            true => Ok(()),
+            false => Err(Errno::ESRCH.into()),
+        }
+    };
+    // SAFETY: between fork and exec it only makes system calls, and allocates nothing.
+    unsafe { command.pre_exec(die_with_parent) };
     let mut child = command
         .stdin(Stdio::piped())
         .process_group(0)
@@ -131,8 +153,15 @@ fn run_one(kind: &'static str, hook: &Hook, state: &str) -> Result<(), HookError
     })
 }
 
+/// A pipe or socket whose other end is gone.
+fn unread(fd: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::new(fd, PollFlags::empty())];
+    let gone = PollFlags::POLLERR | PollFlags::POLLHUP;
+    poll(&mut fds, PollTimeout::ZERO).is_ok() && fds[0].revents().is_some_and(|r| r.intersects(gone))
+}
+
 fn wait_for(child: &mut Child, limit: Duration) -> std::io::Result<Option<ExitStatus>> {
-    let pidfd = crate::sys::process::pidfd_open(Pid::from_raw(child.id() as i32))?;
+    let pidfd = sys::pidfd_open(Pid::from_raw(child.id() as i32))?;
     let end = Instant::now() + limit;
     loop {
         let left = end.saturating_duration_since(Instant::now());

@@ -368,7 +368,7 @@ fn forget(global: &Global, id: &str, force: bool) -> Result<i32, Failed> {
             delete(global, &mut container)?;
         }
         Err(OpenError::NotFound { .. }) if force => {}
-        Err(OpenError::Unfinished { .. } | OpenError::State { .. }) if force => {
+        Err(OpenError::Creating { .. } | OpenError::Unfinished { .. } | OpenError::State { .. }) if force => {
             Container::sweep(&global.root, id, &hierarchy).map_err(|errors| {
                 let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
                 Failed::new(all.join("; "), None)

@@ -8,16 +8,21 @@
 //!               filter        the seccomp program of a detached container, for processes that join it
 //! ```
 //! Invariants: the folder is made first and removed last; its making is what reserves the id. A folder without a
-//! record belongs to a creation that was cut off: `delete --force` frees what it names. A pid counts only together
-//! with its start time and the boot id.
+//! record that nobody holds ([`claim`]) belongs to a creation that was cut off: `delete --force` frees what it names. A
+//! pid counts only together with its start time and the boot id.
+
+pub(crate) mod claim;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use berth_rt::cpu::CpuSet;
 use berth_rt::sched::Scheduler;
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
 use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 
@@ -212,7 +217,22 @@ impl Record {
     /// # Errors
     /// Unreadable, not a record, or of a later version.
     pub fn load(dir: &Path) -> io::Result<Option<Self>> {
-        let bytes = match fs::read(dir.join(RECORD)) {
+        Self::parse(fs::read(dir.join(RECORD)))
+    }
+
+    /// As [`Record::load`], from a folder that is open.
+    pub(crate) fn load_from(folder: &OwnedFd) -> io::Result<Option<Self>> {
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let file = nix::fcntl::openat(folder, RECORD, flags, Mode::empty());
+        Self::parse(file.map_err(io::Error::from).and_then(|file| {
+            let mut bytes = Vec::new();
+            io::Read::read_to_end(&mut fs::File::from(file), &mut bytes)?;
+            Ok(bytes)
+        }))
+    }
+
+    fn parse(read: io::Result<Vec<u8>>) -> io::Result<Option<Self>> {
+        let bytes = match read {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other?,
         };

@@ -375,6 +375,103 @@ fn many_at_once_on_one_id_leave_a_clean_state() {
     b.assert_nothing_left();
 }
 
+/// A creation that a hook holds up, and its output.
+fn held_up(b: &mut Bundle, seconds: &str) -> std::process::Child {
+    b.set(
+        "/hooks",
+        json!({"createRuntime": [{"path": "/usr/bin/sleep", "args": ["sleep", seconds]}]}),
+    );
+    let mut create = b.command(&["create", &b.id]);
+    let creator = create
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let begin = Instant::now();
+    let children = format!("/proc/{0}/task/{0}/children", creator.id());
+    let in_hook = || {
+        let children = fs::read_to_string(&children).unwrap_or_default();
+        let mut all = children.split_ascii_whitespace();
+        all.any(|c| fs::read_to_string(format!("/proc/{c}/comm")).is_ok_and(|n| n.trim() == "sleep"))
+    };
+    while !in_hook() {
+        assert!(begin.elapsed() < Duration::from_secs(20), "the hook never came");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    creator
+}
+
+#[test]
+fn who_deletes_waits_for_a_creation_that_is_under_way() {
+    let mut b = Bundle::new("exec sleep 1000");
+    let mut creator = held_up(&mut b, "1");
+    let out = b.oci(&["delete", &b.id]);
+    let message = String::from_utf8_lossy(&out.stderr);
+    let wanted = format!("is being created by process {}", creator.id());
+    assert!(!out.status.success() && message.contains(&wanted), "{message}");
+    // It waits, and frees what was made.
+    let out = b.oci(&["delete", "--force", &b.id]);
+    assert!(out.status.success(), "{out:?}");
+    assert!(creator.wait().unwrap().success(), "the creation was disturbed");
+    b.assert_nothing_left();
+}
+
+#[test]
+fn a_creation_that_a_hook_holds_up_is_named_and_ends_with_its_creator() {
+    let mut b = Bundle::new("exec sleep 1000");
+    let mut creator = held_up(&mut b, "1000");
+    let again = b.create();
+    assert!(!again.0 && again.1.contains("exists already"), "{again:?}");
+    let out = b.oci(&["delete", "--force", &b.id]);
+    let message = String::from_utf8_lossy(&out.stderr);
+    assert!(!out.status.success(), "{message}");
+    let by = format!("being created or deleted by process {}", creator.id());
+    assert!(message.contains(&by) && message.contains("(sleep)"), "{message}");
+    let hook = message
+        .split(" (sleep)")
+        .next()
+        .unwrap()
+        .rsplit(' ')
+        .next()
+        .unwrap();
+    let hook = Path::new("/proc").join(hook);
+    assert!(hook.join("stat").exists(), "{message}");
+    creator.kill().unwrap();
+    creator.wait().unwrap();
+    let out = b.oci(&["delete", "--force", &b.id]);
+    assert!(out.status.success(), "{out:?}");
+    b.assert_nothing_left();
+    let begin = Instant::now();
+    while fs::read_to_string(hook.join("comm")).is_ok_and(|n| n.trim() == "sleep") {
+        assert!(begin.elapsed() < Duration::from_secs(20), "the hook is left");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_start_container_hook_writes_where_nobody_reads() {
+    // It leaves its input alone, and who created it has gone with its standard error.
+    let mut b = Bundle::new("exec sleep 1000");
+    let script = "echo words >&2; echo words >&2; echo more; exit 0";
+    b.set(
+        "/hooks",
+        json!({"startContainer": [{"path": "/bin/sh", "args": ["sh", "-e", "-c", script]}, {"path": "/bin/true"}]}),
+    );
+    let mut create = b.command(&["create", &b.id]);
+    let mut creator = create
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    assert!(creator.wait().unwrap().success());
+    drop(creator);
+    let out = b.oci(&["start", &b.id]);
+    assert!(out.status.success(), "{out:?}");
+    assert_eq!(b.state()["status"], "running");
+    assert!(b.oci(&["delete", "--force", &b.id]).status.success());
+    b.assert_nothing_left();
+}
+
 #[test]
 fn errors_are_in_the_log_file_too() {
     let b = Bundle::new("true");

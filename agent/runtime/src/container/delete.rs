@@ -1,11 +1,12 @@
 //! The end of a container.
 //!
 //! Invariants: deletion goes on after an error and returns all of them; the state folder goes last, so that what is
-//! left can be tried again.
+//! left can be tried again. Who deletes holds the folder ([`claim`]): nothing of a container that is being made, or that
+//! has got the same id since, is taken away.
 
 use std::fs;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -13,9 +14,10 @@ use berth_rt::cgroup::{Cgroup, Hierarchy};
 use nix::errno::Errno;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 
-use super::{Channel, Container, DeleteError, ended};
+use super::{Channel, Container, DeleteError, OpenError, ended};
 use crate::hooks;
-use crate::state;
+use crate::state::claim::{self, PATIENCE, Taken};
+use crate::state::{self, Record};
 use crate::sys::process as sys;
 
 impl Container {
@@ -25,6 +27,29 @@ impl Container {
     /// Everything that could not be freed.
     pub fn sweep(state_root: &Path, id: &str, hierarchy: &Hierarchy) -> Result<(), Vec<DeleteError>> {
         let dir = state_root.join(id);
+        let folder = match claim::open(&dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other.map_err(|e| vec![of_state(&dir, &e)])?,
+        };
+        let held = match claim::take(folder, &dir, PATIENCE) {
+            Ok(Taken::Held(held)) => held,
+            // Somebody else has freed it.
+            Ok(Taken::Gone | Taken::Another) => return Ok(()),
+            Ok(Taken::Busy(folder)) => return Err(vec![busy(id, &folder)]),
+            Err(e) => return Err(vec![of_state(&dir, &e)]),
+        };
+        if let Ok(Some(_)) = Record::load_from(&held) {
+            // It was finished meanwhile.
+            drop(held);
+            return match Container::open(state_root, id, hierarchy) {
+                Ok(mut container) => container.delete(),
+                Err(OpenError::NotFound { .. }) => Ok(()),
+                Err(e) => Err(vec![DeleteError {
+                    what: "state",
+                    message: e.to_string(),
+                }]),
+            };
+        }
         let mut errors = Vec::new();
         if let Ok(path) = fs::read_to_string(dir.join(state::CGROUP))
             && let Ok(cgroup) = Cgroup::open(hierarchy, path.trim())
@@ -45,6 +70,25 @@ impl Container {
     pub fn delete(&mut self) -> Result<(), Vec<DeleteError>> {
         self.timing.resume();
         let mut errors = Vec::new();
+        let taken = match self.folder.take() {
+            Some(folder) => claim::take(folder, &self.dir, PATIENCE),
+            None => Ok(Taken::Gone),
+        };
+        let held = match taken {
+            Ok(Taken::Held(held)) => Some(held),
+            Ok(Taken::Gone) => None,
+            Ok(Taken::Another) => {
+                // Freed by somebody else; the cgroup and the folder of this name are another container's.
+                self.cgroup = None;
+                None
+            }
+            Ok(Taken::Busy(folder)) => {
+                let error = busy(&self.record.id, &folder);
+                self.folder = Some(folder);
+                return Err(vec![error]);
+            }
+            Err(e) => return Err(vec![of_state(&self.dir, &e)]),
+        };
         self.channel = Channel::None;
         if let Some(pidfd) = &self.pidfd {
             match sys::pidfd_signal(pidfd.as_fd(), libc::SIGKILL) {
@@ -91,6 +135,10 @@ impl Container {
         }
         self.timing.mark("free cgroup");
         if errors.is_empty() {
+            // Who frees the folder runs them, and nobody twice.
+            let Some(_) = held else {
+                return Ok(());
+            };
             remove_dir(&self.dir, &mut errors);
             let state = self.record.state.at(0, "stopped");
             for hook in &self.record.hooks.poststop {
@@ -102,8 +150,28 @@ impl Container {
                 }
             }
         }
+        if !errors.is_empty() {
+            self.folder = held.and_then(|h| h.unlock().ok());
+        }
         self.timing.mark("free state");
         if errors.is_empty() { Ok(()) } else { Err(errors) }
+    }
+}
+
+fn of_state(dir: &Path, error: &io::Error) -> DeleteError {
+    DeleteError {
+        what: "state",
+        message: format!("{}: {error}", dir.display()),
+    }
+}
+
+fn busy(id: &str, folder: &OwnedFd) -> DeleteError {
+    let by = claim::describe(claim::holder(folder));
+    DeleteError {
+        what: "state",
+        message: format!(
+            "container `{id}` is being created or deleted by {by}, and was for {PATIENCE:?}: wait, or kill that process"
+        ),
     }
 }
 

@@ -28,6 +28,14 @@ pub enum OpenError {
         /// The cause.
         source: io::Error,
     },
+    /// It is being made.
+    #[error("container `{id}` is being created by {by}")]
+    Creating {
+        /// The id.
+        id: String,
+        /// The process that makes it.
+        by: String,
+    },
     /// Its making was cut off.
     #[error("container `{id}` was never wholly made")]
     Unfinished {
@@ -43,6 +51,7 @@ impl OpenError {
             Self::Unfinished { id } | Self::State { id, .. } => {
                 Some(format!("free it with `delete --force {id}`"))
             }
+            Self::Creating { .. } => Some("wait until it is made, or kill that process".into()),
             Self::NotFound { .. } => {
                 Some("`list` shows those that exist; --root names the folder of their states".into())
             }
