@@ -30,6 +30,7 @@ mod sabotage;
 mod sandbox;
 mod secrets;
 mod tenants;
+mod uevents;
 
 use std::process::ExitCode;
 
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
             robust::tests,
             journey::tests,
             plug::tests,
+            uevents::tests,
             cards::tests,
             disks::tests,
             commands::tests,

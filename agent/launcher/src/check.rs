@@ -111,6 +111,22 @@ pub fn check(request: &LaunchRequest, online: &CpuSet) -> Result<(), Refusal> {
         return Err(refuse(format!("pids {pids}: 1 to 4194304")));
     }
     devices(&request.devices)?;
+    if request.devices.iter().any(|d| d.uevents) && !request.udev {
+        return Err(refuse("uevents of a device without udev of the container"));
+    }
+    if let Some(m) = request
+        .mounts
+        .iter()
+        .find(|m| request.udev && m.destination.starts_with(crate::uevent::INSIDE))
+    {
+        return Err(refuse_hint(
+            format!(
+                "mount at {}: it has the records of its devices there",
+                m.destination.display()
+            ),
+            "leave the mount or `device.uevents` out",
+        ));
+    }
     let mounted = |d: &&DeviceGrant| {
         d.mount.is_some() && request.mounts.iter().any(|m| m.destination == Path::new(&d.path))
     };
@@ -307,6 +323,12 @@ pub fn devices(devices: &[DeviceGrant]) -> Result<(), Refusal> {
     for (n, device) in devices.iter().enumerate() {
         let path = Path::new(&device.path);
         inside("device path", path)?;
+        if device.uevents && device.mount.is_some() {
+            return Err(refuse(format!(
+                "uevents of the file system at {}: of a node alone",
+                device.path
+            )));
+        }
         if let Some(mount) = &device.mount {
             filesystem(device, mount)?;
         } else if !path.starts_with("/dev") || path == Path::new("/dev") {

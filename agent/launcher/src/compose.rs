@@ -55,6 +55,8 @@ pub struct Inputs<'a> {
     pub network: Option<&'a (PathBuf, PathBuf)>,
     /// With secrets: the folder they are put together in, and the layer with a place for them.
     pub secrets: Option<&'a (PathBuf, PathBuf)>,
+    /// With events of its devices: its folder of records, and the layer with a place for it.
+    pub udev: Option<&'a (PathBuf, PathBuf)>,
     /// oom_score_adj every container starts with.
     pub oom_score_adj: i32,
 }
@@ -130,6 +132,7 @@ pub fn compose(inputs: &Inputs<'_>) -> Result<Composed, Refusal> {
             .map(|(_, layer)| layer.clone())
             .chain(inputs.layers.iter().cloned())
             .chain(inputs.secrets.map(|(_, layer)| layer.clone()))
+            .chain(inputs.udev.map(|(_, layer)| layer.clone()))
             .collect(),
         upper: writable.then(|| inputs.storage.join("upper")),
         work: writable.then(|| inputs.storage.join("work")),
@@ -420,6 +423,10 @@ fn mounts(inputs: &Inputs<'_>) -> Result<Vec<Mount>, OciSpecError> {
             secrets,
             &options,
         )?);
+    }
+    if let Some((folder, _)) = inputs.udev {
+        let options = ["bind", "rprivate", "nosuid", "nodev", "noexec", "ro"];
+        all.push(mount(Path::new(crate::uevent::INSIDE), "bind", folder, &options)?);
     }
     for (wanted, source) in inputs.request.mounts.iter().zip(inputs.sources) {
         let access = if wanted.read_only { "rro" } else { "rw" };

@@ -505,7 +505,7 @@ impl Launcher {
             if let Err(refusal) = self.recorder.note(asked) {
                 drop(paths::remove_tree(&self.paths.storage(&id)));
                 self.labels.free(&id);
-                crate::secrets::detach(&self.paths.secrets(&id));
+                self.drop_places(&id);
                 return self.answer(peer, Err(refusal));
             }
             None
@@ -538,7 +538,7 @@ impl Launcher {
             Err(e) => {
                 drop(paths::remove_tree(&self.paths.storage(&id)));
                 self.labels.free(&id);
-                crate::secrets::detach(&self.paths.secrets(&id));
+                self.drop_places(&id);
                 self.ranges.free(&id);
                 drop(crate::cni::detach(&self.paths, &id));
                 let refusal = Refusal {

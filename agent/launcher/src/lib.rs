@@ -21,5 +21,6 @@ pub mod recording;
 mod secrets;
 mod selinux;
 pub mod socket;
+mod uevent;
 pub mod users;
 pub mod wire;

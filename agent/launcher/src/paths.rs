@@ -61,6 +61,11 @@ impl Paths {
         self.run.join("secrets").join(id)
     }
 
+    /// RUN/udev/ID: what is /run/udev in a container that hears events of its devices.
+    pub fn udev(&self, id: &str) -> PathBuf {
+        self.run.join("udev").join(id)
+    }
+
     /// STATE/audit/WHOSE: the audit log of `agent` or `launcher`.
     pub fn audit(&self, whose: &str) -> PathBuf {
         self.state.join("audit").join(whose)
@@ -81,6 +86,7 @@ impl Paths {
             (self.monitors(), 0o700),
             (self.run.join("containers"), 0o700),
             (self.run.join("secrets"), 0o700),
+            (self.run.join("udev"), 0o700),
             (self.verified(), 0o700),
             (self.state.clone(), 0o755),
             (self.state.join("logs"), 0o750),

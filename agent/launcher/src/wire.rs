@@ -84,6 +84,9 @@ pub struct LaunchRequest {
     /// Host devices it gets at once (an armed container gets them with [`Command::Start`]).
     #[serde(default)]
     pub devices: Vec<DeviceGrant>,
+    /// It has a /run/udev, for the records of devices whose events it hears, now or later.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub udev: bool,
     /// Network interfaces moved into it.
     #[serde(default)]
     pub interfaces: Vec<InterfaceGrant>,
@@ -202,6 +205,9 @@ pub struct DeviceGrant {
     /// Links to it, each a path below /dev; one whose name is taken inside is left out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub links: Vec<String>,
+    /// Its events are told inside, and udev's records of it are there; [`LaunchRequest::udev`] is needed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub uevents: bool,
     /// Of a block device: its file system is mounted at `path`, nosuid, nodev and noexec, read-only unless `access`
     /// has `w`; it gets no node and no permission.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -373,6 +379,21 @@ pub enum Command {
         /// As they were granted; what counts is index and name outside.
         #[serde(default)]
         interfaces: Vec<InterfaceGrant>,
+    },
+    /// Something happened to a device that the container has and whose events it hears: they are told inside.
+    /// [`Reply::Done`]. Only for devices granted with [`DeviceGrant::uevents`]: who knows that knows this.
+    Uevent {
+        /// Block, or character.
+        block: bool,
+        /// Major number.
+        major: u32,
+        /// Minor number.
+        minor: u32,
+        /// `change`, `move`, `online`, `offline`, `bind` or `unbind`.
+        action: String,
+        /// The event's own properties; those of the device itself are read by the monitor.
+        #[serde(default)]
+        properties: Vec<(String, String)>,
     },
     /// Stop signal, grace, SIGKILL. Answered by [`Event::Exited`] in time.
     Stop,

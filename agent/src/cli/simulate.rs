@@ -390,6 +390,10 @@ impl World {
                 let name = self.name(&id);
                 self.tell("eject", name, given(&devices, &interfaces).join(", "));
             }
+            Effect::Uevent { id, action, .. } => {
+                let name = self.name(&id);
+                self.tell("uevent", name, action.to_owned());
+            }
             Effect::Stop(id) => {
                 report(
                     &id,

@@ -94,6 +94,7 @@ impl Member {
                 uid: device.uid,
                 gid: device.gid,
                 links: device.links,
+                uevents: device.uevents,
             }),
             interface: interface.cloned(),
             filesystem: filesystem.cloned(),
@@ -116,6 +117,8 @@ pub(crate) struct NodeInto {
     pub gid: u32,
     /// udev's links to it too.
     pub links: bool,
+    /// Its events are told inside.
+    pub uevents: bool,
 }
 
 impl fmt::Display for Desired {
@@ -181,6 +184,11 @@ impl Workload {
 }
 
 impl Rule {
+    /// Are events of its devices told inside?
+    pub(crate) fn tells(&self) -> bool {
+        (self.members.iter()).any(|member| member.node.as_ref().is_some_and(|node| node.uevents))
+    }
+
     /// From its document.
     pub(crate) fn of(document: &Document<RuleSpec>) -> Rule {
         let spec = &document.spec;

@@ -32,6 +32,15 @@ pub(crate) enum Event {
         /// The key it had before, where it is the same device under another one.
         before: Option<String>,
     },
+    /// Something happened to a device that is there; after its [`Event::Device`].
+    Happened {
+        /// Its key.
+        key: String,
+        /// `change`, `bind`, ….
+        action: &'static str,
+        /// The event's properties.
+        properties: Vec<(String, String)>,
+    },
     /// A device has gone for which a rule says what runs then, once.
     Removed {
         /// As it was known last.
@@ -170,6 +179,17 @@ pub(crate) enum Effect {
         devices: Vec<DeviceGrant>,
         /// Interfaces.
         interfaces: Vec<InterfaceGrant>,
+    },
+    /// Tell the program that something happened to its device.
+    Uevent {
+        /// Which container.
+        id: String,
+        /// Block or not, major, minor.
+        device: (bool, u32, u32),
+        /// `change`, `bind`, ….
+        action: &'static str,
+        /// The event's properties.
+        properties: Vec<(String, String)>,
     },
     /// Stop signal, grace, SIGKILL.
     Stop(String),

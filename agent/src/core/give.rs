@@ -202,6 +202,30 @@ impl State {
         }
     }
 
+    /// Passes an event on to the containers that hear of the device.
+    pub(super) fn happened(
+        &self,
+        key: &str,
+        action: &'static str,
+        properties: &[(String, String)],
+        out: &mut Vec<Effect>,
+    ) {
+        for instance in self.instances.values() {
+            if !matches!(instance.phase, Phase::Starting | Phase::Running | Phase::Frozen) {
+                continue;
+            }
+            let given = instance.given.iter().filter(|g| !g.taken && g.facts.key == key);
+            for device in given.flat_map(|g| &g.devices).filter(|d| d.uevents) {
+                out.push(Effect::Uevent {
+                    id: instance.id.clone(),
+                    device: (device.block, device.major, device.minor),
+                    action,
+                    properties: properties.to_vec(),
+                });
+            }
+        }
+    }
+
     /// A rule for removals: its workload runs once.
     pub(super) fn removed(&mut self, facts: &Facts, matched: &RuleMatch, out: &mut Vec<Effect>) {
         let Some(rule) = self.desired.rules.get(&matched.rule) else {

@@ -119,6 +119,7 @@ pub(super) fn given(rule: &Rule, used: &Used) -> Result<Given, Refusal> {
             } else {
                 Vec::new()
             },
+            uevents: into.uevents,
             mount: None,
         });
     }
@@ -140,6 +141,7 @@ pub(super) fn given(rule: &Rule, used: &Used) -> Result<Given, Refusal> {
             uid: 0,
             gid: 0,
             links: Vec::new(),
+            uevents: false,
             mount: Some(FilesystemGrant {
                 types: into.types.clone(),
                 label: into.label.clone(),
@@ -266,6 +268,7 @@ pub(super) fn request(instance: &Instance, want: &Want, place: &Placement, node:
         memory_bytes: spec.memory.map(|size| size.bytes()),
         pids: spec.pids.map(u64::from),
         devices: instance.given.iter().flat_map(|g| g.devices.clone()).collect(),
+        udev: want.rule.as_ref().is_some_and(|rule| rule.tells()),
         interfaces: instance.given.iter().flat_map(|g| g.interfaces.clone()).collect(),
         network: match spec.network {
             Network::None | Network::Cni(_) => wire::Network::None,

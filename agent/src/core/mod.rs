@@ -160,6 +160,11 @@ impl State {
                 }
                 self.device(facts, matches, out);
             }
+            Event::Happened {
+                key,
+                action,
+                properties,
+            } => self.happened(&key, action, &properties, out),
             Event::Removed { facts, matched } => self.removed(&facts, &matched, out),
             Event::DeviceGone { key } => self.device_gone(&key, out),
             Event::Adopt { status } => self.adopt(*status, out),

@@ -56,6 +56,8 @@ pub(crate) struct Matcher {
     seen: BTreeMap<Key, BTreeSet<Action>>,
     /// Does some rule ask for them?
     triggers: bool,
+    /// Does some rule pass events on?
+    uevents: bool,
 }
 
 impl Matcher {
@@ -70,6 +72,7 @@ impl Matcher {
             told: BTreeMap::new(),
             seen: BTreeMap::new(),
             triggers: false,
+            uevents: false,
         }
     }
 
@@ -106,6 +109,7 @@ impl Matcher {
         }
         self.rules = Rules::new(rules);
         self.triggers = self.rules.iter().any(|rule| !rule.spec.trigger.is_empty());
+        self.uevents = self.rules.iter().any(|rule| rule.spec.passes_events());
         if !self.triggers {
             self.seen.clear();
         }
@@ -189,10 +193,12 @@ impl Matcher {
             } => {
                 self.other_key(&before, &device, action, found);
                 self.offer(&device, action, found);
+                self.happened(&device, action, found);
             }
             Delta::Moved { device, before } => {
                 self.other_key(&before, &device, Action::Move, found);
                 self.offer(&device, Action::Move, found);
+                self.happened(&device, Action::Move, found);
             }
             Delta::Gone { device } => {
                 self.gone(device.key(), found);
@@ -217,6 +223,20 @@ impl Matcher {
         if self.triggers {
             self.seen.entry(key).or_default().insert(action);
         }
+    }
+
+    /// For the containers that hear of the device.
+    fn happened(&self, device: &Device, action: Action, found: &mut Found) {
+        let key = device.key();
+        if !self.uevents || !self.known.contains(&key) {
+            return;
+        }
+        let pairs = device.properties().iter();
+        found.events.push(Event::Happened {
+            key: key.0,
+            action: action.as_str(),
+            properties: pairs.map(|(name, value)| (name.clone(), value.clone())).collect(),
+        });
     }
 
     fn gone(&mut self, key: Key, found: &mut Found) {

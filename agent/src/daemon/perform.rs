@@ -39,6 +39,7 @@ pub(crate) enum Expect {
     /// With the indexes of the interfaces moved.
     Inject(Vec<u32>),
     Eject,
+    Uevent,
     Freeze,
     Thaw,
     Release,
@@ -114,6 +115,21 @@ impl Agent {
             } => {
                 let command = Command::Eject { devices, interfaces };
                 self.order(&id, &command, Some(Expect::Eject));
+            }
+            Effect::Uevent {
+                id,
+                device: (block, major, minor),
+                action,
+                properties,
+            } => {
+                let command = Command::Uevent {
+                    block,
+                    major,
+                    minor,
+                    action: action.to_owned(),
+                    properties,
+                };
+                self.order(&id, &command, Some(Expect::Uevent));
             }
             Effect::Stop(id) => self.stop(&id, events),
             Effect::Signal(id, signal) => self.order(&id, &Command::Signal { signal }, Some(Expect::Signal)),

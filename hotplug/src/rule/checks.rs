@@ -55,6 +55,14 @@ impl RuleSpec {
         self.given().iter().any(|(_, _, interface)| interface.is_some())
     }
 
+    /// Does it pass events of its devices on?
+    pub fn passes_events(&self) -> bool {
+        let passes = |device: &DeviceSpec| device.uevents;
+        self.given()
+            .iter()
+            .any(|(_, device, _)| device.is_some_and(passes))
+    }
+
     pub(super) fn check_fields(&self) -> Vec<Problem> {
         let mut faults = Vec::new();
         self.check_kind(&mut faults);
@@ -323,6 +331,13 @@ fn check_given(
                 "device.mode",
                 format!("{found:?} is no mode"),
                 "octal, \"0000\" to \"0777\", quoted",
+            );
+        }
+        if device.uevents && device.path.is_some() {
+            fault(
+                "device.uevents",
+                "stands beside `device.path`: libudev knows the node by the host's name for it".to_owned(),
+                "leave one of them out",
             );
         }
         if let Some(path) = &device.path {

@@ -244,6 +244,9 @@ pub struct DeviceSpec {
     /// udev's links to the node (`/dev/disk/by-id/…`, `/dev/serial/by-id/…`) are there inside too.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub links: bool,
+    /// Programs that use libudev work inside: the device's events are told there, and udev's record of it is there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub uevents: bool,
 }
 
 fn is_zero(n: &u32) -> bool {

@@ -24,6 +24,7 @@ fn device(path: &str) -> DeviceGrant {
         uid: 0,
         gid: 0,
         links: Vec::new(),
+        uevents: false,
         mount: None,
     }
 }
@@ -164,6 +165,20 @@ fn bad_requests_are_refused_by_name() {
         }),
         ("device path /dev/a is given twice", |r| {
             r.devices = vec![device("/dev/a"), device("/dev/a")]
+        }),
+        ("uevents of a device without udev", |r| {
+            r.devices = vec![DeviceGrant {
+                uevents: true,
+                ..device("/dev/a")
+            }]
+        }),
+        ("mount at /run/udev/data: it has the records", |r| {
+            r.udev = true;
+            r.mounts = vec![crate::wire::BindMount {
+                source: "/srv".into(),
+                destination: "/run/udev/data".into(),
+                read_only: true,
+            }]
         }),
         ("access \"\"", |r| {
             r.devices = vec![DeviceGrant {

@@ -52,6 +52,7 @@ impl Case {
                 .collect::<Vec<_>>(),
             network: self.network.as_ref(),
             secrets: self.secrets.as_ref(),
+            udev: None,
             oom_score_adj: 0,
         })
     }
@@ -155,6 +156,7 @@ fn grants_are_lines_behind_the_profiles_own() {
         uid: 0,
         gid: 20,
         links: Vec::new(),
+        uevents: false,
         mount: None,
     }];
     let after = case.json();

@@ -17,7 +17,7 @@ use crate::check::{self, refuse};
 use crate::compose::{Inputs, chain, compose};
 use crate::policy::Policy;
 use crate::wire::{LaunchRequest, Refusal};
-use crate::{paths, secrets, users};
+use crate::{paths, secrets, uevent, users};
 
 /// What an accepted request becomes.
 pub(super) struct Judged {
@@ -89,9 +89,17 @@ impl Launcher {
         let undo = |e: Refusal| {
             drop(crate::cni::detach(&self.paths, &request.id));
             secrets::detach(&self.paths.secrets(&request.id));
+            if request.udev {
+                uevent::forget(&self.paths, &request.id);
+            }
             e
         };
         let mut secrets = secrets::Ready::new(&request.secrets, &request.id, &self.paths).map_err(undo)?;
+        let udev = request
+            .udev
+            .then(|| uevent::folders(&self.paths, &request.id))
+            .transpose()
+            .map_err(|e| undo(refusal("udev", e.to_string(), None)))?;
         let composed = compose(&Inputs {
             request,
             image: &image.config,
@@ -103,6 +111,7 @@ impl Launcher {
             sources: &sources,
             network: network.as_ref(),
             secrets: secrets.folders(),
+            udev: udev.as_ref(),
             oom_score_adj: self.oom_score_adj,
         });
         let mut composed = composed.map_err(undo)?;
@@ -115,6 +124,18 @@ impl Launcher {
         if !request.secrets.is_empty() {
             // With the container's maps and its label, which are known by now.
             secrets.place = secrets::Place::of(&composed.spec);
+        }
+        let labelled = composed
+            .spec
+            .linux()
+            .as_ref()
+            .and_then(|l| l.mount_label().clone());
+        if let (Some((folder, _)), Some(label)) = (&udev, labelled)
+            && let Err(e) = uevent::label(folder, &label)
+        {
+            self.labels.free(&request.id);
+            self.ranges.free(&request.id);
+            return Err(undo(refusal("udev", format!("label {label}: {e}"), None)));
         }
         mark("labels");
         let containers = self.paths.run.join("containers");
@@ -148,6 +169,9 @@ impl Launcher {
             self.ranges.free(&request.id);
             drop(crate::cni::detach(&self.paths, &request.id));
             secrets.detach();
+            if request.udev {
+                uevent::forget(&self.paths, &request.id);
+            }
         }
         mark("plan");
         Ok(Judged {

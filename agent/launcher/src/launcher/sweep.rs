@@ -48,9 +48,10 @@ impl Launcher {
         let networks = crate::cni::known(&self.paths);
         let secrets = names(self.paths.run.join("secrets"));
         let containers = names(self.paths.run.join("containers"));
+        let heard = names(self.paths.run.join("udev"));
         let holders = quiet::keeper(&self.paths).holders();
         let all = sockets.chain(containers).chain(networks);
-        let mut all: Vec<String> = all.chain(secrets).chain(holders).collect();
+        let mut all: Vec<String> = all.chain(secrets).chain(heard).chain(holders).collect();
         all.sort();
         all.dedup();
         all.retain(|id| crate::check::id(id).is_ok());
@@ -92,7 +93,7 @@ impl Launcher {
         let holds = crate::cni::known(&self.paths).iter().any(|n| n == id)
             || quiet::keeper(&self.paths).holders().iter().any(|h| h == id);
         if !holds && !socket.exists() && !self.paths.container(id).exists() {
-            crate::secrets::detach(&self.paths.secrets(id));
+            self.drop_places(id);
             self.labels.free(id);
             self.ranges.free(id);
             return;
@@ -106,6 +107,12 @@ impl Launcher {
             }
             Err(refusal) => eprintln!("berth launcher: sweeping {id}: {}", refusal.message),
         }
+    }
+
+    /// The folders on the host that a container sees parts of.
+    pub(super) fn drop_places(&self, id: &str) {
+        crate::secrets::detach(&self.paths.secrets(id));
+        crate::uevent::forget(&self.paths, id);
     }
 
     /// By request: everything of a dead monitor, its record too.
@@ -124,7 +131,7 @@ impl Launcher {
 
     /// Goes on after an error, and tells all of them. A container that is not wholly gone keeps its categories.
     fn clear(&mut self, id: &str, keep_record: bool) -> Result<(), Refusal> {
-        crate::secrets::detach(&self.paths.secrets(id));
+        self.drop_places(id);
         let mut errors = Vec::new();
         let mut hint = None;
         match Cgroup::open(&self.hierarchy, &format!("{}/{id}", self.config.cgroup_parent)) {

@@ -159,6 +159,16 @@ impl Monitor<'_> {
                 self.note(entry.who(self.who(number)));
                 self.answer(number, done);
             }
+            Command::Uevent {
+                block,
+                major,
+                minor,
+                action,
+                properties,
+            } => {
+                let done = self.pass_on((block, major, minor), &action, &properties);
+                self.answer(number, done);
+            }
             Command::Stop => {
                 self.on_stop(number);
                 self.ordered(number, "stop", Ok(()));

@@ -66,7 +66,11 @@ impl Monitor<'_> {
                 ..e
             })?;
         }
-        if let Err(error) = self.inject(&devices, &interfaces) {
+        let mut given = self.inject(&devices, &interfaces);
+        if given.is_ok() {
+            given = self.tell_added(&devices);
+        }
+        if let Err(error) = given {
             // What went in before it failed goes out again; what never went in is no loss.
             let left = self.take(&devices, &interfaces).err();
             let message = match left {
@@ -121,6 +125,9 @@ impl Monitor<'_> {
                 failed.get_or_insert(refusal("eject", chain(&e), e.hint()));
             }
         }
+        if let Err(e) = self.tell_removed(devices) {
+            failed.get_or_insert(e);
+        }
         let same = |a: &DeviceGrant, b: &DeviceGrant| {
             a.path == b.path && (a.block, a.major, a.minor) == (b.block, b.major, b.minor)
         };
@@ -147,6 +154,7 @@ impl Monitor<'_> {
                 .map_err(|e| refusal("device", chain(&e), e.hint()))?;
         }
         self.link_devices(devices)?;
+        self.note_devices(devices)?;
         self.mount_devices(devices)?;
         let Some(container) = &mut self.container else {
             return Ok(());

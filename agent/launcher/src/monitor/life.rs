@@ -113,6 +113,7 @@ impl Monitor<'_> {
         }
         let devices = self.request.devices.clone();
         self.link_devices(&devices)?;
+        self.note_devices(&devices)?;
         self.mount_devices(&devices)?;
         // Those of the request went in while it was made.
         self.watch_links(&self.request.interfaces.clone())
@@ -500,6 +501,9 @@ impl Monitor<'_> {
             }
         }
         self.unhush();
+        if self.request.udev {
+            crate::uevent::forget(&self.paths, &self.request.id);
+        }
         self.drift.clear();
         if let Err(e) = paths::remove_tree(&self.paths.storage(&self.request.id)) {
             eprintln!("berth monitor of {}: freeing: {e}", self.request.id);

@@ -136,7 +136,7 @@ impl AsFd for Links {
 }
 
 /// Runs `work` in another network namespace.
-fn inside<T>(namespace: &File, work: impl FnOnce() -> T) -> io::Result<T> {
+pub(super) fn inside<T>(namespace: &File, work: impl FnOnce() -> T) -> io::Result<T> {
     let own = File::open("/proc/self/ns/net")?;
     setns(namespace, CloneFlags::CLONE_NEWNET)?;
     let result = work();

@@ -19,6 +19,7 @@ mod life;
 mod links;
 pub(crate) mod output;
 pub(crate) mod quiet;
+mod uevents;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -130,6 +131,7 @@ pub(crate) struct Monitor<'a> {
     start_time: Option<u64>,
     output: Option<Output>,
     links: Option<Links>,
+    heard: uevents::Heard,
     execs: Vec<Exec>,
     phase: Phase,
     created_at: u64,
@@ -207,6 +209,7 @@ impl<'a> Monitor<'a> {
                 start_time: None,
                 output: None,
                 links: None,
+                heard: uevents::Heard::default(),
                 execs: Vec::new(),
                 phase: Phase::Creating,
                 created_at: paths::now(),

@@ -140,6 +140,7 @@ impl Recorder {
             sources: &sources,
             network: None,
             secrets: None,
+            udev: None,
             oom_score_adj: 0,
         })?;
         labels.apply(&request.id, &mut composed.spec)?;

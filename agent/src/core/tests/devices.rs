@@ -351,3 +351,29 @@ impl World {
         self.report(id, Report::Closed);
     }
 }
+
+#[test]
+fn events_are_told_to_who_has_the_device() {
+    let rules =
+        workload("pump", "run: onDevice") + &rule("serial", "workload: pump, device: {uevents: true}");
+    let (mut w, _) = World::ready(2, &rules);
+    let change = |key: &str| Event::Happened {
+        key: key.to_owned(),
+        action: "change",
+        properties: vec![("A".to_owned(), "b".to_owned())],
+    };
+    w.plug(TTY, "serial", "1");
+    assert!(w.requests["pump-ttyusb0"].udev && w.requests["pump-ttyusb0"].devices[0].uevents);
+    assert_eq!(w.step(change(TTY)), Vec::<String>::new(), "nobody is there yet");
+    w.up("pump-ttyusb0");
+    assert_eq!(w.step(change(TTY)), ["uevent pump-ttyusb0 change"]);
+    assert_eq!(w.step(change("/devices/x/ttyUSB1")), Vec::<String>::new());
+    w.unplug(TTY);
+    assert_eq!(w.step(change(TTY)), Vec::<String>::new(), "it was taken");
+    // A rule that does not ask for it.
+    let (mut w, _) = World::ready(2, &serial(""));
+    w.plug(TTY, "serial", "1");
+    w.up("pump-ttyusb0");
+    assert!(!w.requests["pump-ttyusb0"].udev);
+    assert_eq!(w.step(change(TTY)), Vec::<String>::new());
+}

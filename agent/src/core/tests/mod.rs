@@ -117,6 +117,7 @@ pub(super) fn short(effect: &Effect) -> Option<String> {
             let interfaces: Vec<&str> = interfaces.iter().map(|i| i.name.as_str()).collect();
             format!("eject {id} {}", [devices, interfaces].concat().join(" "))
         }
+        Effect::Uevent { id, action, .. } => format!("uevent {id} {action}"),
         Effect::Stop(id) => format!("stop {id}"),
         Effect::Signal(id, signal) => format!("signal {id} {signal}"),
         Effect::Freeze(id) => format!("freeze {id}"),
