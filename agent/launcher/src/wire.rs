@@ -516,6 +516,11 @@ pub enum Event {
     },
     /// What had drifted holds again.
     Restored,
+    /// It was killed and does not end, or something of it cannot be freed; sent once for each cause.
+    Held {
+        /// What holds it: processes, cgroup, mount.
+        by: String,
+    },
     /// Log output was dropped because the disk was slower than the container.
     Dropped {
         /// Bytes since the last such event.

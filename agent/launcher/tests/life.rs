@@ -84,6 +84,56 @@ fn stop_gives_grace_and_then_kills() {
     rig.assert_gone("deaf");
 }
 
+/// The freezer of a cgroup folder: its file, and the word that freezes.
+fn freezer(folders: &[std::path::PathBuf]) -> Option<(std::path::PathBuf, &'static str, &'static str)> {
+    let found = |name: &str| folders.iter().map(|f| f.join(name)).find(|f| f.exists());
+    found("freezer.state")
+        .map(|f| (f, "FROZEN", "THAWED"))
+        .or_else(|| found("cgroup.freeze").map(|f| (f, "1", "0")))
+}
+
+#[test]
+fn stop_is_heard_by_a_container_that_was_frozen_by_hand() {
+    let rig = Rig::new();
+    let running = rig.launch("a", FOREVER, json!({}));
+    rig.until("it is ready", || rig.log("a").contains("up"));
+    let (file, freeze, _) = freezer(&rig.cgroups("a")).expect("a freezer");
+    std::fs::write(file, freeze).unwrap();
+    // Not by SIGKILL after its grace: it hears the signal.
+    assert_eq!(running.end().code, Some(0));
+    rig.assert_gone("a");
+}
+
+#[test]
+fn what_holds_a_container_that_is_killed_is_told() {
+    let rig = Rig::new();
+    let mut running = rig.launch("a", FOREVER, json!({"stop": {"signal": 15, "grace_ms": 100}}));
+    let above: Vec<_> = (rig.cgroups("a").iter())
+        .map(|f| f.parent().unwrap().to_owned())
+        .collect();
+    // v2 kills what is frozen.
+    let Some((file, freeze, thaw)) = freezer(&above).filter(|(_, freeze, _)| *freeze == "FROZEN") else {
+        running.end();
+        return;
+    };
+    std::fs::write(&file, freeze).unwrap();
+    running.client.send(&json!({"op": "stop"}), &[]).unwrap();
+    let folder = format!("`{}`", file.parent().unwrap().display());
+    let mut told = String::new();
+    while !told.contains(&format!("{} (sh, ", running.pid)) {
+        match next_event(&mut running.client) {
+            Event::Held { by } => told += &by,
+            other => panic!("{other:?}"),
+        }
+        assert!(told.contains(&folder), "{told}");
+    }
+    let (_, status, _) = rig.hello("a");
+    assert_eq!(status.phase, Phase::Stopping);
+    std::fs::write(&file, thaw).unwrap();
+    assert_eq!(running.finish().signal, Some(9));
+    rig.assert_gone("a");
+}
+
 #[test]
 fn an_armed_container_waits_and_starts_with_what_it_is_given() {
     let rig = Rig::new();

@@ -301,11 +301,20 @@ impl Container {
         }
     }
 
-    /// Send a signal (1 to 64) to the first process.
+    /// Send a signal (1 to 64) to the first process. SIGKILL thaws: a frozen process of cgroup v1 would not end.
     ///
     /// # Errors
-    /// It has ended, or the kernel refuses.
+    /// It has ended, the kernel refuses, or a cgroup above it is frozen: the signal is sent then, and works once that is
+    /// thawed.
     pub fn signal(&self, signal: i32) -> Result<(), ContainerError> {
+        let sent = self.send_signal(signal);
+        match &self.cgroup {
+            Some(cgroup) if sent.is_ok() && signal == libc::SIGKILL => Ok(cgroup.thaw_to_kill()?),
+            _ => sent,
+        }
+    }
+
+    fn send_signal(&self, signal: i32) -> Result<(), ContainerError> {
         let pidfd = self.pidfd.as_ref().ok_or_else(|| self.not_running())?;
         match sys::pidfd_signal(pidfd.as_fd(), signal) {
             Err(Errno::ESRCH) => Err(self.not_running()),

@@ -112,6 +112,8 @@ pub(crate) enum Report {
     Drift(Vec<String>, OnDrift),
     /// They hold again.
     Restored,
+    /// It does not end, or cannot be freed: what holds it.
+    Held(String),
     /// Output was lost.
     Dropped(u64),
     /// An interface that was moved in is gone.
@@ -275,6 +277,8 @@ pub(crate) enum NoticeKind {
     Drift,
     /// It holds again.
     Restored,
+    /// It does not end, or cannot be freed.
+    Held,
     /// Output was lost.
     Dropped,
     /// An order was refused.

@@ -214,6 +214,8 @@ pub(crate) struct Instance {
     pub failure: Option<Refusal>,
     /// `name: promised P, actual A` of facts that do not hold.
     pub drift: Vec<String>,
+    /// What keeps it from ending.
+    pub held: Option<String>,
     /// What its proof says of its cores.
     pub isolation: Option<String>,
     /// Bytes of output dropped.
@@ -310,6 +312,7 @@ impl Instance {
             exit: None,
             failure: None,
             drift: Vec::new(),
+            held: None,
             isolation: None,
             dropped: 0,
             launched: 0,

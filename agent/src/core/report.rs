@@ -128,6 +128,10 @@ impl State {
                 out.push(Effect::note(NoticeKind::Restored, &name, ""));
                 instance.drift.clear();
             }
+            Report::Held(by) => {
+                out.push(Effect::note(NoticeKind::Held, &name, by.clone()));
+                instance.held = Some(by);
+            }
             Report::Dropped(bytes) => {
                 instance.dropped += bytes;
                 out.push(Effect::note(NoticeKind::Dropped, &name, format!("{bytes} bytes")));

@@ -61,6 +61,7 @@ impl Events {
             NoticeKind::LaunchFailed
             | NoticeKind::GaveUp
             | NoticeKind::Drift
+            | NoticeKind::Held
             | NoticeKind::Dropped
             | NoticeKind::Refused
             | NoticeKind::MonitorLost

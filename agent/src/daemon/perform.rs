@@ -485,6 +485,7 @@ fn report_of(event: wire::Event) -> Report {
         wire::Event::Exited(exit) => Report::Exited(exit),
         wire::Event::Drift { facts, answer } => Report::Drift(facts.iter().map(drifted).collect(), answer),
         wire::Event::Restored => Report::Restored,
+        wire::Event::Held { by } => Report::Held(by),
         wire::Event::Dropped { bytes } => Report::Dropped(bytes),
         wire::Event::InterfaceGone { name } => Report::InterfaceGone(name),
     }

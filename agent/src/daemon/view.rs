@@ -58,6 +58,7 @@ impl Agent {
             exit: instance.exit.or(past.and_then(|p| p.exit)),
             reason: match &instance.phase {
                 Phase::Waiting { why } | Phase::Partial { why } => Some(why.clone()),
+                Phase::Stopping => instance.held.clone(),
                 _ if down => failure.map(words),
                 _ => None,
             },

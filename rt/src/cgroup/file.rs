@@ -35,6 +35,11 @@ impl FileError {
     pub fn errno(&self) -> Option<i32> {
         self.source.raw_os_error()
     }
+
+    /// The cgroup is not there any more.
+    pub(crate) fn is_gone(&self) -> bool {
+        matches!(self.errno(), Some(libc::ENOENT | libc::ENODEV))
+    }
 }
 
 /// The whole text of `path` without the newline at its end.

@@ -22,6 +22,14 @@ pub enum FreezeError {
     /// A file refused.
     #[error(transparent)]
     File(#[from] FileError),
+    /// It cannot be thawed: a cgroup above it is frozen.
+    #[error("the cgroup `{path}` stays frozen: `{above}` above it is frozen")]
+    Above {
+        /// The cgroup.
+        path: String,
+        /// The directory of the one that is frozen.
+        above: String,
+    },
     /// The kernel took the write, but the state did not come.
     #[error("the cgroup `{path}` is not {} after {PATIENCE:?}: the kernel says `{state}`", if *frozen { "frozen" } else { "thawed" })]
     Timeout {
@@ -43,7 +51,8 @@ impl FreezeError {
             FreezeError::Timeout { frozen: true, .. } => {
                 Some("a task of it is in an uninterruptible wait (state D in ps): look at its wchan".into())
             }
-            FreezeError::Timeout { frozen: false, .. } => Some("a parent cgroup is frozen".into()),
+            FreezeError::Timeout { frozen: false, .. } => None,
+            FreezeError::Above { above, .. } => Some(format!("thaw `{above}`")),
             FreezeError::File(_) => None,
         }
     }
@@ -70,6 +79,41 @@ impl Cgroup {
         self.set_frozen(false)
     }
 
+    /// Lets its processes end: as [`Cgroup::thaw_if_frozen`] on v1. v2 kills what is frozen.
+    ///
+    /// # Errors
+    /// [`FreezeError`].
+    pub fn thaw_to_kill(&self) -> Result<(), FreezeError> {
+        match self.need("freeze", Controller::Freezer) {
+            Ok((Version::V1, _)) => self.thaw_if_frozen(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Thaws it where it is frozen or about to be, whoever asked for that. Where there is no freezer, nothing is frozen;
+    /// a cgroup that went with its last process is not either.
+    ///
+    /// # Errors
+    /// [`FreezeError`].
+    pub fn thaw_if_frozen(&self) -> Result<(), FreezeError> {
+        let Ok((version, dir)) = self.need("freeze", Controller::Freezer) else {
+            return Ok(());
+        };
+        let (file, thawed) = match version {
+            Version::V1 => ("freezer.state", "THAWED"),
+            Version::V2 => ("cgroup.freeze", "0"),
+        };
+        let outcome = match file::read(&dir.join(file)) {
+            Ok(state) if state == thawed => Ok(()),
+            Ok(_) => self.thaw(),
+            Err(error) => Err(error.into()),
+        };
+        match outcome {
+            Err(FreezeError::File(error)) if error.is_gone() => Ok(()),
+            other => other,
+        }
+    }
+
     /// Whether every process of the cgroup is stopped by the freezer, its own or a parent's, as the kernel says.
     ///
     /// # Errors
@@ -86,6 +130,12 @@ impl Cgroup {
             let (now, state) = self.freezer_state()?;
             if now == frozen && (frozen || state != "FREEZING") {
                 return Ok(());
+            }
+            if !frozen && let Some(above) = self.frozen_above() {
+                return Err(FreezeError::Above {
+                    path: self.path().into(),
+                    above,
+                });
             }
             if Instant::now() > deadline {
                 return Err(FreezeError::Timeout {
@@ -107,6 +157,22 @@ impl Cgroup {
             (Version::V2, false) => file::write(&dir.join("cgroup.freeze"), "0"),
         }?;
         Ok(())
+    }
+
+    /// The directory of the nearest cgroup above this one that is frozen itself.
+    #[must_use]
+    pub fn frozen_above(&self) -> Option<String> {
+        let (version, dir) = self.need("freeze", Controller::Freezer).ok()?;
+        let (file, frozen) = match version {
+            Version::V1 => ("freezer.self_freezing", "1"),
+            Version::V2 => ("cgroup.freeze", "1"),
+        };
+        // The root of a hierarchy has no such file.
+        dir.ancestors()
+            .skip(1)
+            .map_while(|above| Some((above, file::read(&above.join(file)).ok()?)))
+            .find(|(_, state)| state == frozen)
+            .map(|(above, _)| above.display().to_string())
     }
 
     fn freezer_state(&self) -> Result<(bool, String), FreezeError> {

@@ -3,6 +3,7 @@
 //!
 //! A process that is killed stays listed until it has left the cgroup, so the end is an empty list, not a sent signal.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -38,10 +39,26 @@ pub enum KillError {
         source: Errno,
     },
     /// Processes are still there.
-    #[error("processes {pids:?} of the cgroup `{path}` are still there {PATIENCE:?} after SIGKILL")]
+    #[error(
+        "of the cgroup `{path}` are still there {PATIENCE:?} after SIGKILL: {}",
+        held(pids)
+    )]
     Timeout {
         /// The cgroup.
         path: String,
+        /// Those that are left.
+        pids: Vec<i32>,
+    },
+    /// They cannot end: a cgroup above theirs is frozen (v1 only: v2 kills what is frozen).
+    #[error(
+        "processes of the cgroup `{path}` cannot end while `{above}` is frozen: {}",
+        held(pids)
+    )]
+    Frozen {
+        /// The cgroup.
+        path: String,
+        /// The directory of the frozen one.
+        above: String,
         /// Those that are left.
         pids: Vec<i32>,
     },
@@ -54,11 +71,31 @@ impl KillError {
         match self {
             KillError::Freeze(error) => error.hint(),
             KillError::Timeout { .. } => {
-                Some("they are in an uninterruptible wait (state D in ps): look at their wchan".into())
+                Some("a process in state D waits in the kernel for what follows it: a device, a server, a file system".into())
             }
+            KillError::Frozen { above, .. } => Some(format!("thaw `{above}`")),
             _ => None,
         }
     }
+}
+
+/// `4711 (dd, D in io_schedule)`: name, state letter and the kernel function it waits in, as far as procfs says it.
+fn held(pids: &[i32]) -> String {
+    let one = |pid: &i32| {
+        let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        let stat = read("stat");
+        let Some((head, rest)) = stat.rsplit_once(") ") else {
+            return format!("{pid} (gone)");
+        };
+        let name = head.split_once('(').map_or("", |(_, name)| name);
+        let wchan = read("wchan");
+        let at = match wchan.trim() {
+            "" | "0" => String::new(),
+            wchan => format!(" in {wchan}"),
+        };
+        format!("{pid} ({name}, {}{at})", rest.get(..1).unwrap_or_default())
+    };
+    pids.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
 impl Cgroup {
@@ -82,6 +119,13 @@ impl Cgroup {
             }
             if !self.kill_v2()? {
                 self.kill_listed()?;
+                if let Some(above) = self.frozen_above() {
+                    return Err(KillError::Frozen {
+                        path: self.path().into(),
+                        above,
+                        pids,
+                    });
+                }
             }
             std::thread::sleep(PAUSE);
         }

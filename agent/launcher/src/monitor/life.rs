@@ -375,6 +375,13 @@ impl Monitor<'_> {
                 }
             }
             Phase::Running => {
+                // Somebody may have frozen it behind berth's back: it would not hear the signal.
+                if let Some(cgroup) = self.container.as_ref().and_then(Container::cgroup)
+                    && let Err(e) = cgroup.thaw_if_frozen()
+                {
+                    self.held(chain(&e));
+                    return self.kill();
+                }
                 self.phase = Phase::Stopping;
                 let sent = self.signal(self.request.stop.signal);
                 let grace = if sent.is_ok() {
@@ -397,10 +404,20 @@ impl Monitor<'_> {
         if let Some(container) = &self.container
             && let Err(e) = container.signal_all(libc::SIGKILL)
         {
-            eprintln!("berth monitor of {}: {}", self.request.id, chain(&e));
+            self.held(chain(&e));
         }
         self.kill_at = Some(Instant::now() + KILL_AGAIN);
         self.reap();
+    }
+
+    /// What keeps it from ending or from being freed, told once for each cause.
+    fn held(&mut self, by: String) {
+        eprintln!("berth monitor of {}: {by}", self.request.id);
+        if self.held.as_ref() != Some(&by) {
+            self.tell(&Event::Held { by: by.clone() });
+            self.note(Entry::new("held", &self.request.id, by.clone()).result("failed"));
+            self.held = Some(by);
+        }
     }
 
     pub(super) fn on_signals(&mut self) {
@@ -489,14 +506,14 @@ impl Monitor<'_> {
                 .into_iter()
                 .flatten()
             {
-                eprintln!("berth monitor of {}: network: {e}", self.request.id);
+                self.held(format!("network: {e}"));
             }
         }
         if let Some(mut container) = self.container.take() {
             self.pid = None;
             if let Err(errors) = container.delete() {
                 for e in errors {
-                    eprintln!("berth monitor of {}: freeing: {}", self.request.id, chain(&e));
+                    self.held(format!("freeing: {}", chain(&e)));
                 }
             }
         }
@@ -506,7 +523,7 @@ impl Monitor<'_> {
         }
         self.drift.clear();
         if let Err(e) = paths::remove_tree(&self.paths.storage(&self.request.id)) {
-            eprintln!("berth monitor of {}: freeing: {e}", self.request.id);
+            self.held(format!("freeing: {e}"));
         }
     }
 

@@ -140,6 +140,8 @@ pub(crate) struct Monitor<'a> {
     failure: Option<Refusal>,
     proof: Option<Proof>,
     drift: Vec<Fact>,
+    /// What kept it from ending, told last.
+    held: Option<String>,
     /// What raises the interrupts of its devices, where they are to come to its cores.
     controllers: Vec<String>,
     dropped: u64,
@@ -218,6 +220,7 @@ impl<'a> Monitor<'a> {
                 failure: None,
                 proof: None,
                 drift: Vec::new(),
+                held: None,
                 controllers: Vec::new(),
                 dropped: 0,
                 kill_at: None,

@@ -319,7 +319,7 @@ pub fn exited(client: &mut Client) -> wire::Exit {
     loop {
         match next_event(client) {
             Event::Exited(exit) => return exit,
-            Event::Drift { .. } | Event::Restored | Event::Dropped { .. } => {}
+            Event::Drift { .. } | Event::Restored | Event::Dropped { .. } | Event::Held { .. } => {}
             other => panic!("{other:?}"),
         }
     }

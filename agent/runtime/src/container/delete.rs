@@ -94,16 +94,13 @@ impl Container {
             match sys::pidfd_signal(pidfd.as_fd(), libc::SIGKILL) {
                 Ok(()) => {
                     // A frozen process of cgroup v1 ends only once it is thawed.
-                    if let Some(cgroup) = &self.cgroup
-                        && cgroup.frozen().unwrap_or(true)
-                        && let Err(e) = cgroup.thaw()
-                    {
+                    let thawed = self.cgroup.as_ref().map_or(Ok(()), Cgroup::thaw_to_kill);
+                    if let Err(e) = thawed {
                         errors.push(DeleteError {
                             what: "cgroup",
                             message: e.to_string(),
                         });
-                    }
-                    if !ended(pidfd.as_fd(), Duration::from_secs(10)) {
+                    } else if !ended(pidfd.as_fd(), Duration::from_secs(10)) {
                         let message = format!("process {} does not end after SIGKILL", self.record.pid);
                         errors.push(DeleteError {
                             what: "process",

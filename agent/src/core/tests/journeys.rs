@@ -16,6 +16,31 @@ fn declared_runs_and_removed_stops() {
 }
 
 #[test]
+fn what_holds_it_is_kept_until_it_has_ended() {
+    let (mut w, _) = World::ready(2, &workload("a", "cpus: 1"));
+    w.up("a");
+    assert_eq!(w.apply(""), ["stop a"]);
+    let by = "process 7 (x, D in y)";
+    let effects = w.state.step(
+        w.now,
+        Event::Report {
+            id: "a".into(),
+            report: Report::Held(by.into()),
+        },
+    );
+    assert!(
+        matches!(&effects[..], [Effect::Note(n)] if n.kind == NoticeKind::Held && n.text == by),
+        "{effects:?}"
+    );
+    assert_eq!(
+        (w.phase("a"), w.state.instances["a"].held.as_deref()),
+        ("stopping", Some(by))
+    );
+    w.down("a", 0);
+    assert_eq!(w.phase("a"), "absent");
+}
+
+#[test]
 fn nothing_starts_before_the_world_is_known() {
     let mut w = World::new(2, &workload("a", "cpus: 1"));
     assert_eq!(w.later(10), Vec::<String>::new());
