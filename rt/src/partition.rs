@@ -4,10 +4,14 @@
 //! invalid: only what is read back counts. Two forms exist. *Local*: the parent is the root or a partition itself. *Remote*
 //! (Linux 6.7): `cpuset.cpus.exclusive` names the CPUs on every cgroup down to the partition, whose parents
 //! stay plain members. Which one a node takes depends on its kernel and command line, so both are tried.
+//! A kernel before 6.7 takes a partition below partitions alone: there the partitions of one launcher are children of a
+//! folder of their own below the root ([`chained`]), which is a partition of all their CPUs as long as it has any.
+//! A partition whose parent is one no more still reads `isolated`: its parents are read too.
 //! cgroup v1 has no partitions: CPUs there are pinned, and isolated only if nobody else may run on them.
 
 use std::fs::File;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -23,6 +27,10 @@ use crate::threads::{Foreign, ThreadsError, foreign_threads};
 
 const PARTITION: &str = "cpuset.cpus.partition";
 const EXCLUSIVE: &str = "cpuset.cpus.exclusive";
+/// In the root alone, and since remote partitions are there.
+const SINCE_REMOTE: &str = "cpuset.cpus.isolated";
+/// Ends the name of a folder below the root that becomes a partition for its children.
+const CHAIN: &str = ".isolated";
 
 /// What keeps others off the CPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,7 +122,8 @@ impl PartitionError {
             }
             PartitionError::Refused { .. } => Some(
                 "the CPUs must be in no other partition and not the last ones of the parent; before Linux 6.7 the cgroup's \
-                 parent must be the root or a partition; with isolcpus=domain only such CPUs can be in an isolated one"
+                 parent must be the root, a partition, or a folder below the root whose name ends in `.isolated`; with \
+                 isolcpus=domain only such CPUs can be in an isolated one"
                     .into(),
             ),
             PartitionError::File { .. } => None,
@@ -145,11 +154,18 @@ pub fn isolate(hierarchy: &Hierarchy, cgroup: &Cgroup, cpus: &CpuSet) -> Result<
             None => return Ok(How::Local),
             Some(answer) => answers.push(format!("as a child of a partition: {answer}")),
         }
+    } else if let Some(parent) = chain_of(&tree.mount, dir) {
+        match chain(parent, dir, cpus) {
+            Ok(None) => return Ok(How::Local),
+            Ok(Some(answer)) => answers.push(format!("as a child of {}: {answer}", parent.display())),
+            Err(error) => answers.push(format!("as a child of {}: {error}", parent.display())),
+        }
     } else {
         answers.push("as a child of a partition: the parent is neither the root nor a partition".into());
     }
     if !dir.join(EXCLUSIVE).exists() {
         answers.push(format!("as a remote partition: this kernel has no {EXCLUSIVE}"));
+        shrink_parents(&tree.mount, dir).map_err(refused)?;
         return Err(PartitionError::Refused {
             cpus: cpus.clone(),
             answers,
@@ -168,15 +184,88 @@ pub fn isolate(hierarchy: &Hierarchy, cgroup: &Cgroup, cpus: &CpuSet) -> Result<
     })
 }
 
-/// Whether the parent is the root, or a valid partition.
+/// The parent of isolated containers where `parent` is that of the others: another folder on a node whose partitions
+/// must be children of partitions. `None` where they may be children of `parent`.
+#[must_use]
+pub fn chained(hierarchy: &Hierarchy, parent: &str) -> Option<String> {
+    let tree = hierarchy
+        .tree(Controller::Cpuset)
+        .filter(|tree| tree.version == Version::V2)?;
+    let parent = parent.trim_matches('/');
+    if parent.is_empty() || tree.mount.join(SINCE_REMOTE).exists() {
+        return None;
+    }
+    Some(format!("{}{CHAIN}", parent.replace('/', "-")))
+}
+
+/// The parent of `dir`, if it is one that is made a partition for its children on this kernel.
+fn chain_of<'a>(mount: &Path, dir: &'a Path) -> Option<&'a Path> {
+    let parent = dir.parent()?;
+    let named = parent.file_name()?.to_str()?.ends_with(CHAIN);
+    (named && parent.parent() == Some(mount) && !mount.join(SINCE_REMOTE).exists()).then_some(parent)
+}
+
+/// Whether the parent is the root, or a partition that is valid itself.
 fn local_is_possible(mount: &Path, dir: &Path) -> Result<bool, FileError> {
     match dir.parent() {
         Some(parent) if parent != mount => {
-            let state = file::read_if_there(&parent.join(PARTITION))?;
-            Ok(state.is_some_and(|state| state == "root" || state == "isolated"))
+            // A folder of partitions must have the CPUs first.
+            if chain_of(mount, dir).is_some() {
+                return Ok(false);
+            }
+            Ok(stands(mount, parent)?.is_some())
         }
         _ => Ok(true),
     }
+}
+
+/// The form of the partition that `dir` says it is, where everything above it holds too; `None`: it is none.
+fn stands(mount: &Path, dir: &Path) -> Result<Option<How>, FileError> {
+    let state = file::read_if_there(&dir.join(PARTITION))?;
+    if !state.is_some_and(|state| state == "root" || state == "isolated") {
+        return Ok(None);
+    }
+    let parent = match dir.parent() {
+        Some(parent) if parent != mount => parent,
+        _ => return Ok(Some(How::Local)),
+    };
+    let above = file::read_if_there(&parent.join(PARTITION))?.unwrap_or_default();
+    if above == "member" || above.is_empty() {
+        let own = file::read_if_there(&dir.join(EXCLUSIVE))?.unwrap_or_default();
+        return Ok((!own.is_empty()).then_some(How::Remote));
+    }
+    // A remote one further up makes this no remote one: its parent is a partition.
+    Ok(stands(mount, parent)?.map(|_| How::Local))
+}
+
+/// The CPUs of the partitions below `parent`, valid or not, but of `dir`.
+fn partitions_below(parent: &Path, dir: &Path) -> Result<CpuSet, FileError> {
+    let mut all = CpuSet::new();
+    for child in children(parent)?.iter().filter(|child| *child != dir) {
+        if file::read_if_there(&child.join(PARTITION))?.is_some_and(|state| state != "member") {
+            all = all.union(&file::parse(&child.join("cpuset.cpus"))?);
+        }
+    }
+    Ok(all)
+}
+
+/// A partition of all that those below it have, then the partition below it; what the kernel says when it is not valid.
+fn chain(parent: &Path, dir: &Path, cpus: &CpuSet) -> Result<Option<String>, FileError> {
+    // Held to the end: whoever leaves meanwhile must not take these CPUs from the parent.
+    let _lock = lock_file(parent)?;
+    let needed = partitions_below(parent, dir)?.union(cpus);
+    let there: CpuSet = file::parse(&parent.join("cpuset.cpus"))?;
+    if there != needed {
+        file::write(&parent.join("cpuset.cpus"), &needed.to_string())?;
+    }
+    if file::read(&parent.join(PARTITION))? != "isolated" {
+        file::write(&parent.join(PARTITION), "isolated")?;
+    }
+    let state = file::read(&parent.join(PARTITION))?;
+    if state != "isolated" {
+        return Ok(Some(format!("the kernel says `{state}` of that")));
+    }
+    become_isolated(dir, cpus)
 }
 
 /// Asks for the partition and reads back; what the kernel says when it is not valid. Not valid ends as a member.
@@ -223,22 +312,29 @@ fn remote(mount: &Path, dir: &Path, cpus: &CpuSet) -> Result<Option<String>, Fil
     become_isolated(dir, cpus)
 }
 
-/// Makes a cgroup a plain member again; whether it had exclusive CPUs, so that its parents can give theirs back.
+/// Makes a cgroup a plain member again; whether its parents may have CPUs for it to give back.
 pub(crate) fn leave(dir: &Path) -> Result<bool, FileError> {
+    // Its parent may have been given the CPUs before it became a partition.
+    let chained = |name: &std::ffi::OsStr| name.as_bytes().ends_with(CHAIN.as_bytes());
+    let mut held = dir.parent().and_then(Path::file_name).is_some_and(chained);
     if file::read_if_there(&dir.join(PARTITION))?.is_some_and(|state| state != "member") {
         file::write(&dir.join(PARTITION), "member")?;
+        held = true;
     }
     match file::read_if_there(&dir.join(EXCLUSIVE))? {
         Some(exclusive) if !exclusive.is_empty() => {
             file::write(&dir.join(EXCLUSIVE), "\n")?;
             Ok(true)
         }
-        _ => Ok(false),
+        _ => Ok(held),
     }
 }
 
-/// Lowers the parents' exclusive CPUs to those of the children that are left.
+/// Lowers the parents' exclusive CPUs, or the partition above, to those of the children that are left.
 pub(crate) fn shrink_parents(mount: &Path, dir: &Path) -> Result<(), FileError> {
+    if let Some(parent) = chain_of(mount, dir) {
+        return shrink_chain(parent, dir);
+    }
     let between = parents(mount, dir);
     let Some(top) = between.first() else { return Ok(()) };
     if !top.exists() {
@@ -268,15 +364,33 @@ pub(crate) fn shrink_parents(mount: &Path, dir: &Path) -> Result<(), FileError> 
     Ok(())
 }
 
+/// The partition of partitions keeps the CPUs of those that are left; without any it is one no more.
+fn shrink_chain(parent: &Path, dir: &Path) -> Result<(), FileError> {
+    if !parent.exists() {
+        return Ok(());
+    }
+    let _lock = lock_file(parent)?;
+    let needed = partitions_below(parent, dir)?;
+    if needed.is_empty() {
+        file::write(&parent.join(PARTITION), "member")?;
+        return file::write(&parent.join("cpuset.cpus"), "\n");
+    }
+    file::write(&parent.join("cpuset.cpus"), &needed.to_string())
+}
+
 /// An exclusive lock on the topmost directory of the path, as for the real-time budget.
 fn lock(mount: &Path, dir: &Path) -> Result<Flock<File>, FileError> {
     let top = parents(mount, dir)
         .into_iter()
         .next()
         .unwrap_or_else(|| dir.to_path_buf());
-    let file = File::open(&top).map_err(|source| FileError::new("open", &top, source))?;
+    lock_file(&top)
+}
+
+fn lock_file(top: &Path) -> Result<Flock<File>, FileError> {
+    let file = File::open(top).map_err(|source| FileError::new("open", top, source))?;
     Flock::lock(file, FlockArg::LockExclusive)
-        .map_err(|(_, errno)| FileError::new("lock", &top, io::Error::from_raw_os_error(errno as i32)))
+        .map_err(|(_, errno)| FileError::new("lock", top, io::Error::from_raw_os_error(errno as i32)))
 }
 
 /// Why the isolation of a set of CPUs could not be told.
@@ -330,11 +444,25 @@ pub fn partition_of(cgroup: &Cgroup, cpus: &CpuSet) -> Result<Option<How>, FileE
     {
         return Ok(None);
     }
-    Ok(Some(if local_is_possible(&tree.mount, dir)? {
-        How::Local
-    } else {
-        How::Remote
-    }))
+    stands(&tree.mount, dir)
+}
+
+/// The files that tell when a partition becomes none: of the cgroup and of those above it. None with cgroup v1.
+#[must_use]
+pub fn telling_files(cgroup: &Cgroup) -> Vec<PathBuf> {
+    let (Some(tree), Some(dir)) = (
+        cgroup.hierarchy().tree(Controller::Cpuset),
+        cgroup.dir(Controller::Cpuset),
+    ) else {
+        return Vec::new();
+    };
+    if tree.version == Version::V1 {
+        return Vec::new();
+    }
+    let dirs = parents(&tree.mount, dir).into_iter().chain([dir.to_path_buf()]);
+    dirs.map(|dir| dir.join(PARTITION))
+        .filter(|path| path.exists())
+        .collect()
 }
 
 /// Whether the scheduler balances nothing onto the CPUs: `isolcpus=`, or v1's root cpuset with balancing off.
@@ -354,3 +482,6 @@ pub(crate) fn tuned(hierarchy: &Hierarchy, cpus: &CpuSet) -> Result<bool, FileEr
     };
     Ok(file::read_if_there(&tree.mount.join("cpuset.sched_load_balance"))?.is_some_and(|value| value == "0"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -139,7 +139,7 @@ pub(crate) const ARM64: Spec = Spec {
     ..FIRMWARE
 };
 
-/// PREEMPT_RT 6.1: no remote partitions, no overlayfs with a parameter for each layer.
+/// PREEMPT_RT 6.1: partitions below partitions alone, no overlayfs with a parameter for each layer.
 pub(crate) const RT_61: Spec = Spec {
     name: "rt-6.1",
     kernel: "linux-image-rt-amd64",

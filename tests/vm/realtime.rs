@@ -32,19 +32,20 @@ pub(crate) fn partitions(guest: &Guest) -> Vec<Trial> {
 /// A guest with PREEMPT_RT 6.1 and isolcpus.
 pub(crate) fn before_remote(guest: &Guest) -> Vec<Trial> {
     vec![
-        guest.test("fifo and rr on pinned cores", |vm| {
+        guest.test("fifo and rr in partitions below a partition, deadline refused", |vm| {
             on_guest::agent(vm)?;
-            policy_is(vm, "policy: fifo, priority: 50", "any", "50 1", Some("member"))?;
-            policy_is(vm, "policy: rr, priority: 20", "any", "20 2", Some("member"))
-        }),
-        guest.test("required isolation is refused where the kernel gives none", |vm| {
-            let yaml = documents("policy: fifo, priority: 50", "required");
+            policy_is(vm, "policy: fifo, priority: 50", "required", "50 1", Some("isolated"))?;
+            policy_is(vm, "policy: rr, priority: 20", "any", "20 2", Some("isolated"))?;
+            given_back(vm)?;
+            // CPUs of isolcpus= are in no scheduling domain, whatever partition they are in.
+            let yaml = documents(DEADLINE, "required");
             on_guest::apply(vm, &yaml)?;
-            let reason = failed(vm)?;
-            ensure!(reason.contains("isolat"), "the reason is {reason}");
+            vm.until("deadline is refused", "berth events | grep launch-failed | grep SCHED_DEADLINE | grep -q isolcpus=", LIMIT)?;
             on_guest::delete(vm, &yaml)?;
-            on_guest::gone(vm, "loop")
+            on_guest::gone(vm, "loop")?;
+            given_back(vm)
         }),
+        guest.test("partitions side by side, and one that a sibling makes invalid", sibling),
         guest.test("a writable root file system", |vm| {
             let yaml = "apiVersion: berth/v1\nkind: Workload\nmetadata: {name: writes}\nspec:\n  image: berth-sample-busybox:latest\n  \
                         command: [\"/bin/sh\", \"-c\", \"echo x >/written && echo wrote && sleep 1000\"]\n  profile: system\n  cpus: shared\n";
@@ -55,6 +56,94 @@ pub(crate) fn before_remote(guest: &Guest) -> Vec<Trial> {
             on_guest::gone(vm, "writes")
         }),
     ]
+}
+
+/// Nothing is left of the partitions of this kernel.
+fn given_back(vm: &mut Vm) -> Result<()> {
+    let left = vm.sh(
+        "cd /sys/fs/cgroup; cat cpuset.cpus.effective berth.isolated/cpuset.cpus.partition; ls -d berth.isolated/*/ 2>/dev/null; true",
+    )?;
+    ensure!(
+        left == "0-3\nmember\n",
+        "effective CPUs, and what is left: {left}"
+    );
+    Ok(())
+}
+
+/// Two containers, each a partition of its own; a cgroup beside them claims the CPU of one.
+fn sibling(vm: &mut Vm) -> Result<()> {
+    on_guest::agent(vm)?;
+    let first = documents("policy: fifo, priority: 50", "required");
+    let second = first
+        .split_once("---\n")
+        .map(|(_, workload)| workload.replace("name: loop", "name: beside"))
+        .context("one document")?;
+    let both = format!("{first}---\n{second}");
+    on_guest::apply(vm, &both)?;
+    let names = [on_guest::running(vm, "loop")?, on_guest::running(vm, "beside")?];
+    let state = |vm: &mut Vm| {
+        vm.sh("cd /sys/fs/cgroup; cat cpuset.cpus.effective berth.isolated/*/cpuset.cpus.partition berth.isolated/*/cpuset.cpus.effective | tr '\\n' ' '")
+    };
+    let there = state(vm)?;
+    ensure!(
+        there == "0-1 isolated isolated 2 3 " || there == "0-1 isolated isolated 3 2 ",
+        "{there}"
+    );
+    for name in &names {
+        let proof = vm.sh(&format!("berth prove {name}"))?;
+        ensure!(proof.contains("isolated (cpuset partition)"), "{proof}");
+    }
+    noticed(
+        vm,
+        "mkdir /sys/fs/cgroup/claims && echo 3 >/sys/fs/cgroup/claims/cpuset.cpus",
+    )?;
+    // The kernel makes the partition above invalid, and does not give it back with the claim.
+    vm.sh("rmdir /sys/fs/cgroup/claims")?;
+    on_guest::delete(vm, &both)?;
+    on_guest::gone(vm, "loop")?;
+    on_guest::gone(vm, "beside")?;
+    given_back(vm)?;
+    policy_is(
+        vm,
+        "policy: fifo, priority: 50",
+        "required",
+        "50 1",
+        Some("isolated"),
+    )?;
+    given_back(vm)
+}
+
+/// Does `claim`, and finds it told as drift of the isolation within 2 s. The guest's clock tells whole seconds.
+pub(crate) fn noticed(vm: &mut Vm, claim: &str) -> Result<()> {
+    let before = vm.sh("berth events -o json")?;
+    let known = drifts(&before)?.len();
+    let at: u64 = vm.sh(&format!("date +%s; {claim}"))?.trim().parse()?;
+    let more = format!("[ $(berth events -o json | grep -c cpus.isolation) -gt {known} ]");
+    vm.until("the lost isolation is told", &more, LIMIT)?;
+    let after = vm.sh("berth events -o json")?;
+    let told = drifts(&after)?.get(known).copied().context("no event")?;
+    let late = told.saturating_sub(at * 1_000_000_000);
+    ensure!(
+        late <= 3_000_000_000,
+        "told {} ms after the second it began in",
+        late / 1_000_000
+    );
+    Ok(())
+}
+
+/// When each drift of the isolation was told, in order, nanoseconds since the epoch.
+fn drifts(events: &str) -> Result<Vec<u64>> {
+    let lines = serde_json::Deserializer::from_str(events).into_iter::<serde_json::Value>();
+    let mut found = Vec::new();
+    for line in lines {
+        let value = line?;
+        let all = value.as_array().cloned().unwrap_or_else(|| vec![value]);
+        let of = all
+            .iter()
+            .filter(|e| e["text"].as_str().is_some_and(|t| t.contains("cpus.isolation")));
+        found.extend(of.filter_map(|e| e["at"].as_u64()));
+    }
+    Ok(found)
 }
 
 const DEADLINE: &str = "policy: deadline, runtime: 10ms, deadline: 100ms, period: 100ms";

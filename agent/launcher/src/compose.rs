@@ -45,7 +45,7 @@ pub struct Inputs<'a> {
     pub user: &'a User,
     /// The resolved profile.
     pub profile: &'a Profile,
-    /// Parent of every container's cgroup.
+    /// Parent of the container's cgroup.
     pub cgroup_parent: &'a str,
     /// Folder for a writable root's own files.
     pub storage: &'a Path,

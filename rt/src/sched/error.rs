@@ -114,7 +114,8 @@ impl SchedError {
                 libc::EPERM,
             ) => {
                 "SCHED_DEADLINE needs CAP_SYS_NICE and an affinity that covers the thread's whole root domain: put \
-                 it into an isolated cpuset partition of its own instead of narrowing its affinity"
+                 it into an isolated cpuset partition of its own instead of narrowing its affinity; \
+                 CPUs of isolcpus= have none, in a partition either: boot without it"
             }
             (
                 SchedError::Set {

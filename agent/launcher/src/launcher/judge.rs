@@ -94,6 +94,11 @@ impl Launcher {
             }
             e
         };
+        // Where a partition must be the child of one, those with cores of their own have a folder of their own.
+        let chained = (!request.placement.shared)
+            .then(|| berth_rt::partition::chained(&self.hierarchy, &self.config.cgroup_parent))
+            .flatten();
+        let cgroup_parent = chained.as_deref().unwrap_or(&self.config.cgroup_parent);
         let mut secrets = secrets::Ready::new(&request.secrets, &request.id, &self.paths).map_err(undo)?;
         let udev = request
             .udev
@@ -106,7 +111,7 @@ impl Launcher {
             layers: &image.layers,
             user: &user,
             profile,
-            cgroup_parent: &self.config.cgroup_parent,
+            cgroup_parent,
             storage: &storage,
             sources: &sources,
             network: network.as_ref(),
@@ -142,7 +147,7 @@ impl Launcher {
         let context = Context {
             state_root: &containers,
             hierarchy: &self.hierarchy,
-            cgroup_parent: &self.config.cgroup_parent,
+            cgroup_parent,
             detached: false,
         };
         let bundle = self.paths.container(&request.id);

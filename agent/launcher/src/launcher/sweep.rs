@@ -134,19 +134,23 @@ impl Launcher {
         self.drop_places(id);
         let mut errors = Vec::new();
         let mut hint = None;
-        match Cgroup::open(&self.hierarchy, &format!("{}/{id}", self.config.cgroup_parent)) {
-            Ok(cgroup) => {
-                if let Err(e) = cgroup.kill() {
-                    hint = e.hint();
-                    errors.push(chain(&e));
+        let parent = &self.config.cgroup_parent;
+        let chained = berth_rt::partition::chained(&self.hierarchy, parent);
+        for parent in chained.iter().chain([parent]) {
+            match Cgroup::open(&self.hierarchy, &format!("{parent}/{id}")) {
+                Ok(cgroup) => {
+                    if let Err(e) = cgroup.kill() {
+                        hint = e.hint();
+                        errors.push(chain(&e));
+                    }
+                    if let Err(e) = cgroup.remove() {
+                        hint = hint.or_else(|| e.hint());
+                        errors.push(chain(&e));
+                    }
                 }
-                if let Err(e) = cgroup.remove() {
-                    hint = hint.or_else(|| e.hint());
-                    errors.push(chain(&e));
-                }
+                Err(OpenError::NotFound { .. }) => {}
+                Err(e) => errors.push(chain(&e)),
             }
-            Err(OpenError::NotFound { .. }) => {}
-            Err(e) => errors.push(chain(&e)),
         }
         errors.extend(crate::cni::detach(&self.paths, id).err().into_iter().flatten());
         if let Err(e) = quiet::keeper(&self.paths).release(id) {

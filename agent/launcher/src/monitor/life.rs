@@ -190,6 +190,7 @@ impl Monitor<'_> {
                     started_at,
                 });
                 // The agent has been told: nobody waits for this.
+                self.watch_partitions();
                 let proof = self.proof.as_ref().map(record::proof);
                 let detail = json!({"request": record::asked(&self.request), "proof": proof});
                 let text = format!("proven and running as process {}", self.pid.unwrap_or(0));
@@ -499,6 +500,7 @@ impl Monitor<'_> {
         self.give_interfaces_back();
         // It pins the network namespace.
         self.links = None;
+        self.partitions = None;
         if self.request.cni.is_some() {
             // What fails stays on record, and is tried again when the launcher sweeps or starts.
             for e in crate::cni::detach(&self.paths, &self.request.id)

@@ -6,14 +6,15 @@
 //!     └──────────┴──> failed ──release──> (ends)
 //! ```
 //!
-//! One poll loop: SIGCHLD and SIGTERM by signalfd, the container's output, its links, the monitor's own socket and
-//! the connections to it. Invariants: no thread is ever started here; nothing but the disk and the short calls
+//! One poll loop: SIGCHLD and SIGTERM by signalfd, the container's output, its links, its partition, the monitor's own
+//! socket and the connections to it. Invariants: no thread is ever started here; nothing but the disk and the short calls
 //! of the runtime is waited for; the container's first process dies with this process (PR_SET_PDEATHSIG), so it
 //! is never left without its keeper; exit.json is on disk before anybody is told of the exit; the container's
 //! cgroup and mounts are freed before that.
 
 mod commands;
 mod grants;
+mod guard;
 mod interfaces;
 mod life;
 mod links;
@@ -132,6 +133,7 @@ pub(crate) struct Monitor<'a> {
     output: Option<Output>,
     links: Option<Links>,
     heard: uevents::Heard,
+    partitions: Option<guard::Partitions>,
     execs: Vec<Exec>,
     phase: Phase,
     created_at: u64,
@@ -155,6 +157,7 @@ enum Source {
     Listener,
     Pipe(usize),
     Links,
+    Partitions,
     Conn(u64),
 }
 
@@ -212,6 +215,7 @@ impl<'a> Monitor<'a> {
                 output: None,
                 links: None,
                 heard: uevents::Heard::default(),
+                partitions: None,
                 execs: Vec::new(),
                 phase: Phase::Creating,
                 created_at: paths::now(),
@@ -276,6 +280,7 @@ impl<'a> Monitor<'a> {
                     Source::Listener => self.on_listener(),
                     Source::Pipe(n) => self.output.iter_mut().for_each(|o| o.read(n)),
                     Source::Links => self.on_links(),
+                    Source::Partitions => self.on_partitions(),
                     Source::Conn(number) => self.on_conn(number, flags),
                 }
             }
@@ -306,6 +311,10 @@ impl<'a> Monitor<'a> {
         }
         if let Some(links) = &self.links {
             sources.push((Source::Links, links.as_fd(), PollFlags::POLLIN));
+        }
+        if let Some(partitions) = &self.partitions {
+            let told = |fd| (Source::Partitions, fd, PollFlags::POLLPRI);
+            sources.extend(partitions.fds().map(told));
         }
         sources.extend(
             self.conns
