@@ -17,6 +17,7 @@ mod escape;
 mod fields;
 mod journey;
 mod latency;
+mod loaded;
 mod network;
 mod oci;
 mod plug;
@@ -29,6 +30,7 @@ mod roles;
 mod sabotage;
 mod sandbox;
 mod secrets;
+mod shipped;
 mod tenants;
 mod uevents;
 

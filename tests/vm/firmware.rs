@@ -76,6 +76,7 @@ pub(crate) fn tests(guest: &Guest) -> Vec<Trial> {
     if guest.arch() == "arm64" {
         tests.push(guest.test("the guest is what it should be", arm64_node));
         tests.push(guest.test("fifo on a whole core", crate::cloud::fifo));
+        tests.extend(crate::profiles::tests(guest));
     }
     tests.extend(devices::some(guest, &["usb-serial", "virtio-net"]));
     tests.push(guest.test("the script stops both and leaves the workload alone", stop));

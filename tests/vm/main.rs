@@ -17,10 +17,14 @@ mod on_guest;
 mod plain;
 mod plug;
 mod power;
+mod profiles;
 mod quiet;
 mod realtime;
 mod rig;
 mod selinux;
+#[path = "../native/shipped.rs"]
+#[allow(dead_code)] // natively the loaded filter is read back too
+mod shipped;
 mod systemd;
 mod tuning;
 mod watchdog;
@@ -47,6 +51,7 @@ fn boots() -> Vec<(Spec, Vec<Tests>)> {
                 realtime::partitions as Tests,
                 quiet::guarding,
                 plain::tests,
+                profiles::tests,
                 escape::tests,
                 tuning::tests,
                 // The last of its boot: it resets the guest.

@@ -125,6 +125,8 @@ pub fn compose(inputs: &Inputs<'_>) -> Result<Composed, Refusal> {
         .root()
         .as_ref()
         .is_some_and(|root| root.readonly() != Some(true));
+    // noexec is not laid on the root: its programs are the image's.
+    let laid = |flag: &str| inputs.profile.mount_flags.iter().any(|f| f == flag);
     let extensions = Extensions {
         lower: inputs
             .network
@@ -136,6 +138,8 @@ pub fn compose(inputs: &Inputs<'_>) -> Result<Composed, Refusal> {
             .collect(),
         upper: writable.then(|| inputs.storage.join("upper")),
         work: writable.then(|| inputs.storage.join("work")),
+        root_nosuid: laid("nosuid"),
+        root_nodev: laid("nodev"),
         idmap_root: true,
         timer_slack_ns: request.timer_slack_ns,
         scheduler: request.scheduler,

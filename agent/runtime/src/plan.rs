@@ -54,6 +54,10 @@ pub struct Extensions {
     pub die_with_parent: bool,
     /// No symbolic link is followed on the way to the source of a bind mount.
     pub plain_sources: bool,
+    /// No file of the root changes who runs it (MOUNT_ATTR_NOSUID).
+    pub root_nosuid: bool,
+    /// No device node of the root can be opened (MOUNT_ATTR_NODEV).
+    pub root_nodev: bool,
     /// With a user namespace: the root's files are stored with the ids they have inside (an image's files belong to
     /// user 0) and are shown through the container's maps. The writable layer is not mapped: it belongs to the host
     /// id of the container's root.

@@ -17,7 +17,8 @@ use crate::proof::{CapabilitySets, IdMap};
 pub(crate) struct Recipe {
     pub(crate) id: String,
     pub(crate) root: Root,
-    pub(crate) root_readonly: bool,
+    /// `MOUNT_ATTR_*` bits of the root.
+    pub(crate) root_flags: u64,
     /// `MS_SHARED`, … and whether recursively.
     pub(crate) propagation: Option<(u64, bool)>,
     pub(crate) mounts: Vec<Mount>,

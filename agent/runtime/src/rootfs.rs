@@ -453,9 +453,9 @@ impl<'a> Rootfs<'a> {
 
     /// The root of the namespace from here on.
     pub(crate) fn pivot(&self) -> Result<(), Failure> {
-        if self.recipe.root_readonly {
-            sys::set_attributes(self.root.as_fd(), false, attr::RDONLY, 0, 0)
-                .step("make root read-only", "/")?;
+        if self.recipe.root_flags != 0 {
+            sys::set_attributes(self.root.as_fd(), false, self.recipe.root_flags, 0, 0)
+                .step("flags of the root", "/")?;
         }
         sys::pivot(self.root.as_fd()).step("pivot_root", "/")?;
         if let Some((flag, recursive)) = self.recipe.propagation {

@@ -71,11 +71,7 @@ pub(super) fn write(
         groups: Some(groups?),
         uid_map,
         gid_map,
-        root_flags: if recipe.root_readonly {
-            vec!["ro".into()]
-        } else {
-            Vec::new()
-        },
+        root_flags: flag_words(recipe.root_flags).collect(),
         mounts: mounts(&recipe.mounts),
         masked_paths: recipe
             .masked
@@ -155,22 +151,26 @@ fn namespaces(linux: Option<&oci::Linux>) -> Result<BTreeMap<NamespaceKind, Name
     Ok(all)
 }
 
-fn mounts(mounts: &[Mount]) -> Vec<MountPromise> {
-    let words = [
+/// `MOUNT_ATTR_*` bits in the words of mountinfo.
+fn flag_words(bits: u64) -> impl Iterator<Item = String> {
+    [
         (attr::RDONLY, "ro"),
         (attr::NOSUID, "nosuid"),
         (attr::NODEV, "nodev"),
         (attr::NOEXEC, "noexec"),
-    ];
+    ]
+    .into_iter()
+    .filter(move |(bit, _)| bits & bit != 0)
+    .map(|(_, word)| word.to_owned())
+}
+
+fn mounts(mounts: &[Mount]) -> Vec<MountPromise> {
     mounts
         .iter()
         .map(|m| MountPromise {
             destination: m.destination.to_string_lossy().into_owned(),
             fs_type: (m.options.bind.is_none() && m.fs != "cgroup").then(|| m.fs.clone()),
-            flags: words
-                .iter()
-                .filter(|(bit, _)| (m.options.set | m.options.set_below) & bit != 0)
-                .map(|(_, word)| (*word).to_owned())
+            flags: flag_words(m.options.set | m.options.set_below)
                 .chain(m.idmap.iter().map(|_| "idmapped".to_owned()))
                 .collect(),
         })

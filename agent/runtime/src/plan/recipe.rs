@@ -11,6 +11,7 @@ use super::{Extensions, Hooks, Interface, PlanError, checks, process, users};
 use crate::hooks::Hook;
 use crate::options;
 use crate::recipe::{Mount, Node, NodeKind, Process, Recipe, Root};
+use crate::sys::mount::attr;
 
 /// Everything the new process does.
 pub(super) fn write(
@@ -71,7 +72,7 @@ pub(super) fn write(
     Ok(Recipe {
         id: id.to_owned(),
         root,
-        root_readonly,
+        root_flags: root_flags(root_readonly, extensions),
         propagation,
         mounts: mounts(bundle, spec, own_users)?,
         users,
@@ -146,6 +147,17 @@ fn namespaces(linux: Option<&Linux>) -> (u64, Vec<(u64, PathBuf)>) {
         }
     }
     (new, joined)
+}
+
+fn root_flags(readonly: bool, extensions: &Extensions) -> u64 {
+    [
+        (readonly, attr::RDONLY),
+        (extensions.root_nosuid, attr::NOSUID),
+        (extensions.root_nodev, attr::NODEV),
+    ]
+    .iter()
+    .filter_map(|(asked, bit)| asked.then_some(bit))
+    .sum()
 }
 
 fn root(bundle: &Path, spec: &Spec, extensions: &Extensions) -> Result<(Root, bool), PlanError> {

@@ -2,7 +2,8 @@
 
 /// Printed after a wrong argument.
 pub(crate) const USAGE: &str = "usage: device-worker [--device PATH | --interface NAME] [--period TIME] [--cycles N] \
-[--exit-code N] [--look-once] [--ignore-term]\n  TIME: a number with ns, us, ms or s; from 50us to 10s (default 1ms)";
+[--exit-code N] [--look-once] [--ignore-term]\n       \
+device-worker --calls N,N,…\n  TIME: a number with ns, us, ms or s; from 50us to 10s (default 1ms)";
 
 /// What the worker was told.
 #[derive(Debug, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub(crate) struct Args {
     pub(crate) look_once: bool,
     /// SIGTERM is ignored, as a workload that hangs would.
     pub(crate) ignore_term: bool,
+    /// Numbers of system calls: each is made once, with no argument that means anything, and the worker ends.
+    pub(crate) calls: Option<Vec<i64>>,
 }
 
 pub(crate) fn parse(mut words: impl Iterator<Item = String>) -> Result<Args, String> {
@@ -32,6 +35,7 @@ pub(crate) fn parse(mut words: impl Iterator<Item = String>) -> Result<Args, Str
         exit_code: 0,
         look_once: false,
         ignore_term: false,
+        calls: None,
     };
     while let Some(word) = words.next() {
         let (name, inline) = match word.split_once('=') {
@@ -46,7 +50,15 @@ pub(crate) fn parse(mut words: impl Iterator<Item = String>) -> Result<Args, Str
             args.look_once = true;
             continue;
         }
-        if !["--device", "--interface", "--period", "--cycles", "--exit-code"].contains(&name.as_str()) {
+        const VALUED: [&str; 6] = [
+            "--device",
+            "--interface",
+            "--period",
+            "--cycles",
+            "--exit-code",
+            "--calls",
+        ];
+        if !VALUED.contains(&name.as_str()) {
             return Err(format!("unknown argument {name:?}"));
         }
         let value = inline
@@ -57,6 +69,10 @@ pub(crate) fn parse(mut words: impl Iterator<Item = String>) -> Result<Args, Str
             "--device" => args.device = Some(value),
             "--interface" => args.interface = Some(value),
             "--period" => args.period_ns = time(&value).ok_or_else(wrong)?,
+            "--calls" => {
+                let numbers = value.split(',').map(str::parse);
+                args.calls = Some(numbers.collect::<Result<_, _>>().map_err(|_| wrong())?);
+            }
             "--cycles" => args.cycles = Some(value.parse().map_err(|_| wrong())?),
             _ => args.exit_code = value.parse().map_err(|_| wrong())?,
         }
@@ -108,8 +124,10 @@ mod tests {
             (args.period_ns, args.cycles, args.exit_code, args.ignore_term),
             (250_000, Some(9), 3, false)
         );
+        assert_eq!(of(&["--calls", "1,39"]).unwrap().calls, Some(vec![1, 39]));
         for bad in [
             &["--period", "1"][..],
+            &["--calls", "1,,2"],
             &["--period", "1us"],
             &["--period", "99999999999999s"],
             &["--cycles"],

@@ -2,7 +2,8 @@
 //!
 //! One JSON object a line goes to standard output: a first (`"event":"start"`), one for each second
 //! (`"event":"report"`) and a last (`"event":"end"`). Everything it says of its own scheduling is asked of the
-//! kernel each time. It ends with 0 on SIGTERM or SIGINT, after `--cycles`, or with `--exit-code`.
+//! kernel each time. It ends with 0 on SIGTERM or SIGINT, after `--cycles`, or with `--exit-code`. With `--calls` it tells
+//! what the kernel answers to those system calls, and ends.
 
 mod args;
 mod device;
@@ -30,6 +31,13 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if let Some(numbers) = &args.calls {
+        return if say(&json!({"event": "calls", "errno": kernel::calls(numbers)})) {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        };
+    }
     kernel::catch_signals(args.ignore_term);
     let locked = kernel::lock_memory();
     let mut device = Device::open(&args);
