@@ -100,11 +100,11 @@ pub(crate) const PLAIN: Spec = Spec {
     ..BASE
 };
 
-/// A node as a cloud has it: no PREEMPT_RT, no USB.
+/// A node as a cloud has it: no PREEMPT_RT, no USB; an IOMMU.
 pub(crate) const CLOUD: Spec = Spec {
     name: "cloud-6.12",
     kernel: "linux-image-6.12-cloud-amd64",
-    qemu: crate::devices::BACKENDS,
+    qemu: crate::vfio::BACKENDS,
     host_disk: true,
     share: crate::apparmor::share,
     ..BASE

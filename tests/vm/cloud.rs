@@ -19,6 +19,7 @@ pub(crate) fn tests(guest: &Guest) -> Vec<Trial> {
         guest.test("fifo on a whole core", fifo),
     ];
     tests.extend(devices::some(guest, &["virtio-net", "nvme"]));
+    tests.extend(crate::vfio::tests(guest));
     tests
 }
 

@@ -27,6 +27,7 @@ mod selinux;
 mod shipped;
 mod systemd;
 mod tuning;
+mod vfio;
 mod watchdog;
 
 use std::process::ExitCode;

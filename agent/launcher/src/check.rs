@@ -4,6 +4,8 @@
 //! Invariants: every field of [`LaunchRequest`] is looked at here or there, none is trusted for having come
 //! from the agent; a refusal names the field, the value and what is allowed.
 
+mod devices;
+
 use std::path::{Component, Path};
 use std::str::FromStr;
 
@@ -12,9 +14,11 @@ use berth_rt::quiet::Resume;
 
 use crate::socket::MAX_ID;
 use crate::wire::{
-    BindMount, CniRequest, DeviceGrant, FilesystemGrant, InterfaceGrant, LaunchRequest, Network,
-    ProcessRequest, QuietRequest, Refusal, StopRequest, VERSION,
+    BindMount, CniRequest, DeviceGrant, InterfaceGrant, LaunchRequest, Network, ProcessRequest, QuietRequest,
+    Refusal, StopRequest, VERSION,
 };
+
+pub use devices::devices;
 
 /// Least memory a container can be given: the kernel needs this much to exec anything at all.
 pub const MEMORY_MIN: u64 = 1 << 20;
@@ -114,6 +118,7 @@ pub fn check(request: &LaunchRequest, online: &CpuSet) -> Result<(), Refusal> {
     if request.devices.iter().any(|d| d.uevents) && !request.udev {
         return Err(refuse("uevents of a device without udev of the container"));
     }
+    devices::vfio(&request.vfio, request.armed)?;
     if let Some(m) = request
         .mounts
         .iter()
@@ -310,103 +315,6 @@ fn placement(request: &LaunchRequest, online: &CpuSet) -> Result<(), Refusal> {
             "placement: the shared pool is never isolated",
             "isolation: required goes with whole cores (`cpus: N`)",
         ));
-    }
-    Ok(())
-}
-
-/// Devices granted at launch or with `start`.
-///
-/// # Errors
-/// The first that is wrong.
-pub fn devices(devices: &[DeviceGrant]) -> Result<(), Refusal> {
-    limit("devices", devices.len())?;
-    for (n, device) in devices.iter().enumerate() {
-        let path = Path::new(&device.path);
-        inside("device path", path)?;
-        if device.uevents && device.mount.is_some() {
-            return Err(refuse(format!(
-                "uevents of the file system at {}: of a node alone",
-                device.path
-            )));
-        }
-        if let Some(mount) = &device.mount {
-            filesystem(device, mount)?;
-        } else if !path.starts_with("/dev") || path == Path::new("/dev") {
-            return Err(refuse(format!("device path {}: below /dev", device.path)));
-        }
-        const OWN: [&str; 4] = ["/dev/pts", "/dev/shm", "/dev/mqueue", "/dev/fd"];
-        if let Some(own) = OWN.iter().find(|own| path.starts_with(own)) {
-            return Err(refuse(format!(
-                "device path {}: {own} is the container's own",
-                device.path
-            )));
-        }
-        let letters = &device.access;
-        let twice = letters.chars().enumerate().any(|(i, c)| letters[..i].contains(c));
-        if letters.is_empty() || twice || !letters.chars().all(|c| "rwm".contains(c)) {
-            return Err(refuse(format!(
-                "access {letters:?} of {}: any of r, w and m, each once",
-                device.path
-            )));
-        }
-        if device.mode > 0o777 {
-            return Err(refuse(format!(
-                "mode {:o} of {}: 0 to 777",
-                device.mode, device.path
-            )));
-        }
-        if device.major > 0xfff || device.minor > 0xf_ffff {
-            return Err(refuse(format!(
-                "{}: no device has number {}:{}",
-                device.path, device.major, device.minor
-            )));
-        }
-        if device.uid == u32::MAX || device.gid == u32::MAX {
-            return Err(refuse(format!("{}: {} is no owner", device.path, u32::MAX)));
-        }
-        limit("device links", device.links.len())?;
-        for link in &device.links {
-            let path = Path::new("/dev").join(link);
-            inside("device link", &path)?;
-            if link.is_empty() || link.starts_with('/') || OWN.iter().any(|own| path.starts_with(own)) {
-                return Err(refuse(format!("device link {link:?}: a path below /dev")));
-            }
-        }
-        if devices[..n].iter().any(|d| d.path == device.path) {
-            return Err(refuse(format!("device path {} is given twice", device.path)));
-        }
-    }
-    Ok(())
-}
-
-/// A file system that is mounted of a block device.
-fn filesystem(device: &DeviceGrant, mount: &FilesystemGrant) -> Result<(), Refusal> {
-    let path = Path::new(&device.path);
-    let own = ["/proc", "/sys", "/dev"].iter().any(|own| path.starts_with(own));
-    if !device.block || own || path == Path::new("/") {
-        return Err(refuse(format!(
-            "filesystem at {}: of a block device, not at /, /proc, /sys, /dev or below",
-            device.path
-        )));
-    }
-    let known = |t: &String| berth_runtime::FILESYSTEMS.contains(&t.as_str());
-    if mount.types.is_empty() || !mount.types.iter().all(known) {
-        return Err(refuse(format!(
-            "filesystem at {}: types {:?}, some of {}",
-            device.path,
-            mount.types,
-            berth_runtime::FILESYSTEMS.join(", ")
-        )));
-    }
-    if mount
-        .label
-        .as_ref()
-        .is_some_and(|l| l.is_empty() || l.len() > 255 || has_control(l))
-    {
-        return Err(refuse(format!(
-            "filesystem at {}: a label of 1 to 255 bytes",
-            device.path
-        )));
     }
     Ok(())
 }

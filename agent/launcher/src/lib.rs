@@ -23,4 +23,5 @@ mod selinux;
 pub mod socket;
 mod uevent;
 pub mod users;
+mod vfio;
 pub mod wire;

@@ -66,6 +66,11 @@ impl Paths {
         self.run.join("udev").join(id)
     }
 
+    /// RUN/vfio/ID: PCI functions that are bound to vfio-pci for a container.
+    pub fn vfio(&self, id: &str) -> PathBuf {
+        self.run.join("vfio").join(id)
+    }
+
     /// STATE/audit/WHOSE: the audit log of `agent` or `launcher`.
     pub fn audit(&self, whose: &str) -> PathBuf {
         self.state.join("audit").join(whose)
@@ -87,6 +92,7 @@ impl Paths {
             (self.run.join("containers"), 0o700),
             (self.run.join("secrets"), 0o700),
             (self.run.join("udev"), 0o700),
+            (self.run.join("vfio"), 0o700),
             (self.verified(), 0o700),
             (self.state.clone(), 0o755),
             (self.state.join("logs"), 0o750),

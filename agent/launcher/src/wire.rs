@@ -90,6 +90,9 @@ pub struct LaunchRequest {
     /// Network interfaces moved into it.
     #[serde(default)]
     pub interfaces: Vec<InterfaceGrant>,
+    /// PCI functions bound to vfio-pci for it, given back when it has ended.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub vfio: Vec<VfioGrant>,
     /// Its network namespace.
     #[serde(default)]
     pub network: Network,
@@ -222,6 +225,16 @@ pub struct FilesystemGrant {
     /// The label it must have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
+}
+
+/// One PCI function through VFIO: it gets /dev/vfio/GROUP and /dev/vfio/vfio.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VfioGrant {
+    /// `0000:03:00.0`.
+    pub address: String,
+    /// The others of its IOMMU group are bound too; else it is refused while drivers of the host have them.
+    #[serde(default)]
+    pub whole_group: bool,
 }
 
 /// One network interface.

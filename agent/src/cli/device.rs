@@ -309,6 +309,14 @@ fn would_be(rule: &Rule, view: &View<'_>, matched: &berth_hotplug::rule::Matched
                 into.path
             ));
         }
+        if let Some(vfio) = &rule.spec.vfio {
+            let group = if vfio.whole_group {
+                " with its whole group"
+            } else {
+                ""
+            };
+            words.push(format!("bound to vfio-pci{group}"));
+        }
         if member.interface.is_some() {
             let inside = offer
                 .interface

@@ -347,6 +347,7 @@ impl World {
                 }
                 let mut words = vec![image, format!("cores {}", request.placement.cpus)];
                 words.extend(given(&request.devices, &request.interfaces));
+                words.extend(request.vfio.iter().map(|f| format!("PCI function {}", f.address)));
                 words.extend(request.process.env.iter().map(|(k, v)| format!("{k}={v}")));
                 words.extend(request.process.args.iter().map(|arg| format!("arg {arg}")));
                 words.extend(

@@ -140,6 +140,10 @@ fn given_of(status: &Status) -> Vec<Given> {
             .filter(|i| facts.ifindex == Some(i.index))
             .cloned()
             .collect(),
+        functions: (request.vfio.iter())
+            .filter(|f| facts.subsystem == "pci" && facts.sysname == f.address)
+            .cloned()
+            .collect(),
         facts: Arc::new(facts),
         taken: false,
     });

@@ -150,6 +150,7 @@ mod tests {
             facts: two.facts.clone(),
             devices: Vec::new(),
             interfaces: Vec::new(),
+            functions: Vec::new(),
             taken: false,
         };
         assert_eq!(

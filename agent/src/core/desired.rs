@@ -76,6 +76,8 @@ pub(crate) struct Member {
     pub interface: Option<InterfaceSpec>,
     /// Its file system is mounted.
     pub filesystem: Option<FilesystemSpec>,
+    /// It goes in as a PCI function; true: with its whole IOMMU group.
+    pub vfio: Option<bool>,
 }
 
 impl Member {
@@ -98,6 +100,7 @@ impl Member {
             }),
             interface: interface.cloned(),
             filesystem: filesystem.cloned(),
+            vfio: None,
         }
     }
 }
@@ -211,12 +214,15 @@ impl Rule {
                     )
                 })
                 .collect(),
-            None => vec![Member::of(
-                "",
-                spec.device.as_ref(),
-                spec.interface.as_ref(),
-                spec.filesystem.as_ref(),
-            )],
+            None => vec![Member {
+                vfio: spec.vfio.as_ref().map(|vfio| vfio.whole_group),
+                ..Member::of(
+                    "",
+                    spec.device.as_ref(),
+                    spec.interface.as_ref(),
+                    spec.filesystem.as_ref(),
+                )
+            }],
         };
         Rule {
             name: document.name().to_owned(),

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use berth_launcher::wire::{DeviceGrant, Exit, InterfaceGrant, Refusal};
+use berth_launcher::wire::{DeviceGrant, Exit, InterfaceGrant, Refusal, VfioGrant};
 use berth_rt::placement::Placement;
 use serde::{Deserialize, Serialize};
 
@@ -237,6 +237,8 @@ pub(crate) struct Given {
     pub devices: Vec<DeviceGrant>,
     /// Its interface.
     pub interfaces: Vec<InterfaceGrant>,
+    /// The PCI function.
+    pub functions: Vec<VfioGrant>,
     /// Both were taken back: it is gone.
     pub taken: bool,
 }

@@ -93,8 +93,22 @@ pub(super) fn given(rule: &Rule, used: &Used) -> Result<Given, Refusal> {
         facts: device.clone(),
         devices: Vec::new(),
         interfaces: Vec::new(),
+        functions: Vec::new(),
         taken: false,
     };
+    if let Some(whole_group) = member.vfio {
+        if device.subsystem != "pci" {
+            let text = format!("rule {}: {} is no PCI function", rule.name, device.syspath);
+            return Err(refusal(
+                text,
+                "match SUBSYSTEM==\"pci\", or leave `vfio` out of the rule",
+            ));
+        }
+        given.functions.push(wire::VfioGrant {
+            address: device.sysname.clone(),
+            whole_group,
+        });
+    }
     if let Some(into) = &member.node {
         let (Some((block, major, minor)), Some(node)) = (device.devnum, &device.devnode) else {
             let text = format!("rule {}: {} has no device node", rule.name, device.syspath);
@@ -270,6 +284,7 @@ pub(super) fn request(instance: &Instance, want: &Want, place: &Placement, node:
         devices: instance.given.iter().flat_map(|g| g.devices.clone()).collect(),
         udev: want.rule.as_ref().is_some_and(|rule| rule.tells()),
         interfaces: instance.given.iter().flat_map(|g| g.interfaces.clone()).collect(),
+        vfio: instance.given.iter().flat_map(|g| g.functions.clone()).collect(),
         network: match spec.network {
             Network::None | Network::Cni(_) => wire::Network::None,
             Network::Host => wire::Network::Host,

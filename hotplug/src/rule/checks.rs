@@ -63,10 +63,53 @@ impl RuleSpec {
             .any(|(_, device, _)| device.is_some_and(passes))
     }
 
+    /// What stands beside `vfio` and cannot.
+    fn check_vfio(&self, faults: &mut Vec<Problem>) {
+        if self.vfio.is_none() {
+            return;
+        }
+        let hot = self.unplug != Unplug::default();
+        for (path, there, why) in [
+            ("device", self.device.is_some(), "a function has no node"),
+            (
+                "interface",
+                self.interface.is_some(),
+                "the function is given, not what a driver makes of it",
+            ),
+            (
+                "filesystem",
+                self.filesystem.is_some(),
+                "the function is given, not what a driver makes of it",
+            ),
+            ("bundle", self.bundle.is_some(), "it is of a rule for one device"),
+            ("armed", self.armed > 0, "a function is bound at launch alone"),
+            (
+                "unplug",
+                hot,
+                "while its container runs nothing can be taken from it or given to it",
+            ),
+        ] {
+            if there {
+                let text = format!("stands beside `vfio`: {why}");
+                faults.push(Problem::new(path, text, Some("leave one of them out")));
+            }
+        }
+        let tree = self
+            .matches
+            .as_ref()
+            .and_then(|matches| matches.compile("match").ok());
+        if tree.is_some_and(|tree| tree.asks_driver()) {
+            let text = "asks for the driver, which is vfio-pci as soon as the rule has its device";
+            let hint = "match by class, vendor, device or KERNEL (the address)";
+            faults.push(Problem::new("match", text, Some(hint)));
+        }
+    }
+
     pub(super) fn check_fields(&self) -> Vec<Problem> {
         let mut faults = Vec::new();
         self.check_kind(&mut faults);
         self.check_bundle(&mut faults);
+        self.check_vfio(&mut faults);
         for (path, device, interface) in self.given() {
             check_given(&path, device, interface, self.armed > 0, &mut faults);
         }

@@ -28,7 +28,7 @@ pub use identity::Identity;
 pub use order::{Chosen, Rules, Tie};
 pub use spec::{
     BundleSpec, DeviceSpec, EnvSpec, FILESYSTEMS, FilesystemSpec, InterfaceSpec, MemberSpec, Need, Problem,
-    RuleMount, RuleSpec, Settle, Unplug, UnplugPolicy, parse_address,
+    RuleMount, RuleSpec, Settle, Unplug, UnplugPolicy, VfioSpec, parse_address,
 };
 pub use tree::{MatchSpec, Tree};
 
@@ -272,6 +272,18 @@ impl Match {
     /// [`ParseError`] with line and column; assignments are refused, and so is a text without any clause.
     pub fn parse(text: &str) -> Result<Match, ParseError> {
         parse::parse(text)
+    }
+
+    fn asks_driver(&self) -> bool {
+        let of_driver = |key: &Key| match key {
+            Key::Driver | Key::Drivers => true,
+            Key::Env(name) => name == "DRIVER",
+            _ => false,
+        };
+        self.lines
+            .iter()
+            .flat_map(|l| &l.tests)
+            .any(|t| of_driver(&t.key))
     }
 
     /// The subsystems a device can be of if this is to hold, where that is certain (a literal

@@ -656,3 +656,34 @@ fn triggers_and_forbidding() {
     assert_eq!(chosen.unwrap().unwrap().rule.name, "here");
     assert_eq!(rules.subsystems(), Some(vec!["tty".into()]));
 }
+
+#[test]
+fn a_function_is_given_alone_and_not_by_its_driver() {
+    let faults = |more: &str, matches: serde_json::Value| {
+        let mut value = serde_json::json!({"match": matches, "workload": "w", "vfio": {}});
+        let more: serde_json::Value = serde_json::from_str(more).unwrap();
+        value
+            .as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        let spec: RuleSpec = serde_json::from_value(value).unwrap();
+        let all = spec.validate();
+        all.iter().map(|p| p.path.clone()).collect::<Vec<_>>().join(" ")
+    };
+    let class = || serde_json::json!("SUBSYSTEM==\"pci\", ATTR{class}==\"0x010802\"");
+    assert_eq!(faults("{}", class()), "");
+    assert_eq!(faults(r#"{"vfio": {"wholeGroup": true}}"#, class()), "");
+    assert_eq!(faults(r#"{"device": {}}"#, class()), "device");
+    assert_eq!(faults(r#"{"interface": {}}"#, class()), "interface");
+    assert_eq!(faults(r#"{"armed": 1}"#, class()), "armed");
+    assert_eq!(
+        faults(r#"{"unplug": {"grace": "1s"}}"#, class())
+            .split(' ')
+            .next(),
+        Some("unplug")
+    );
+    for of_driver in ["DRIVER==\"nvme\"", "DRIVERS==\"nvme\"", "ENV{DRIVER}==\"nvme\""] {
+        let nested = serde_json::json!({"all": ["SUBSYSTEM==\"pci\"", {"not": of_driver}]});
+        assert_eq!(faults("{}", nested), "match", "{of_driver}");
+    }
+}

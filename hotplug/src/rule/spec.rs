@@ -52,6 +52,9 @@ pub struct RuleSpec {
     /// The file system of the device, a disk or a partition, is mounted in the container.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filesystem: Option<FilesystemSpec>,
+    /// The device, a PCI function, is bound to vfio-pci and given through its IOMMU group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vfio: Option<VfioSpec>,
     /// Several devices make one workload.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bundle: Option<BundleSpec>,
@@ -327,6 +330,16 @@ pub fn parse_address(text: &str) -> Option<(std::net::IpAddr, u8)> {
     let broadcast = matches!(address, std::net::IpAddr::V4(a) if a.is_broadcast());
     let one = !address.is_unspecified() && !address.is_multicast() && !address.is_loopback() && !broadcast;
     one.then_some((address, length))
+}
+
+/// How a PCI function gets into the container.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct VfioSpec {
+    /// The other functions of its IOMMU group are bound too; by default it is refused while drivers of the host have
+    /// them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub whole_group: bool,
 }
 
 /// One environment variable.

@@ -245,6 +245,15 @@ impl Tree {
         }
     }
 
+    /// Does it ask for the driver, which changes when a function is bound to another?
+    pub(super) fn asks_driver(&self) -> bool {
+        match self {
+            Tree::Leaf(leaf) => leaf.asks_driver(),
+            Tree::All(of) | Tree::Any(of) => of.iter().any(Tree::asks_driver),
+            Tree::Not(of) => of.asks_driver(),
+        }
+    }
+
     /// The subsystems a device can be of if this is to hold, where that is certain.
     pub fn subsystems(&self) -> Option<Vec<&str>> {
         match self {

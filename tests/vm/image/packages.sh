@@ -20,4 +20,4 @@ BOOT_MODULES="virtio_pci virtio_blk crc32c_generic ext4"
 # Needed by the tests.
 TEST_MODULES="virtio_console virtio_net virtio_rng 9p 9pnet_virtio overlay veth bridge tun loop squashfs
  softdog i6300esb nvme e1000e e1000 igb xhci_pci usb_storage uas sd_mod usbserial ftdi_sio pl2303 cdc_acm
- cdc_ether usbnet evdev"
+ cdc_ether usbnet evdev 8021q vfat nls_cp437 nls_ascii nls_iso8859-1 sdhci_pci mmc_block snd_usb_audio vfio_pci vfio_iommu_type1"

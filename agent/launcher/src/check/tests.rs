@@ -29,10 +29,17 @@ fn device(path: &str) -> DeviceGrant {
     }
 }
 
+fn function(address: &str) -> crate::wire::VfioGrant {
+    crate::wire::VfioGrant {
+        address: address.into(),
+        whole_group: false,
+    }
+}
+
 fn disk(path: &str, fs: &str, label: Option<&str>) -> DeviceGrant {
     DeviceGrant {
         block: true,
-        mount: Some(FilesystemGrant {
+        mount: Some(crate::wire::FilesystemGrant {
             types: vec![fs.into()],
             label: label.map(Into::into),
         }),
@@ -165,6 +172,15 @@ fn bad_requests_are_refused_by_name() {
         }),
         ("device path /dev/a is given twice", |r| {
             r.devices = vec![device("/dev/a"), device("/dev/a")]
+        }),
+        ("vfio \"0000:03:00.9\": a PCI address", |r| {
+            r.vfio = vec![function("0000:03:00.9")]
+        }),
+        ("vfio 0000:03:00.0 is given twice", |r| {
+            r.vfio = vec![function("0000:03:00.0"), function("0000:03:00.0")]
+        }),
+        ("vfio of an armed container", |r| {
+            (r.armed, r.vfio) = (true, vec![function("0000:03:00.0")])
         }),
         ("uevents of a device without udev", |r| {
             r.devices = vec![DeviceGrant {

@@ -51,7 +51,12 @@ impl Launcher {
         let heard = names(self.paths.run.join("udev"));
         let holders = quiet::keeper(&self.paths).holders();
         let all = sockets.chain(containers).chain(networks);
-        let mut all: Vec<String> = all.chain(secrets).chain(heard).chain(holders).collect();
+        let mut all: Vec<String> = all
+            .chain(secrets)
+            .chain(heard)
+            .chain(crate::vfio::known(&self.paths))
+            .chain(holders)
+            .collect();
         all.sort();
         all.dedup();
         all.retain(|id| crate::check::id(id).is_ok());
@@ -91,6 +96,7 @@ impl Launcher {
             return;
         }
         let holds = crate::cni::known(&self.paths).iter().any(|n| n == id)
+            || self.paths.vfio(id).exists()
             || quiet::keeper(&self.paths).holders().iter().any(|h| h == id);
         if !holds && !socket.exists() && !self.paths.container(id).exists() {
             self.drop_places(id);
@@ -153,6 +159,7 @@ impl Launcher {
             }
         }
         errors.extend(crate::cni::detach(&self.paths, id).err().into_iter().flatten());
+        errors.extend(crate::vfio::give_back(&Default::default(), &self.paths, id));
         if let Err(e) = quiet::keeper(&self.paths).release(id) {
             hint = hint.or_else(|| e.hint());
             errors.push(e.to_string());

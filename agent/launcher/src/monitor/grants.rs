@@ -4,7 +4,12 @@
 
 use super::Monitor;
 use crate::compose::chain;
+use crate::vfio::{self, Sys};
 use crate::wire::{DeviceGrant, InterfaceGrant, Phase, Refusal};
+
+/// Number of /dev/vfio/vfio (include/linux/miscdevice.h).
+const MISC: u32 = 10;
+const VFIO_MINOR: u32 = 196;
 
 fn refusal(stage: &str, message: String, hint: Option<String>) -> Refusal {
     Refusal {
@@ -28,6 +33,46 @@ impl Monitor<'_> {
                 .link_device(device.path.as_ref(), &device.links)
                 .map_err(|e| refusal("device", chain(&e), e.hint()))?;
         }
+        Ok(())
+    }
+
+    /// PCI functions: bound, and the nodes of their groups put inside.
+    pub(super) fn give_functions(&mut self) -> Result<(), Refusal> {
+        if self.request.vfio.is_empty() {
+            return Ok(());
+        }
+        let (sys, id) = (Sys::default(), self.request.id.clone());
+        let allowed = |address: &str| self.policy.function(address);
+        let groups = vfio::bind(&sys, &self.paths, &id, &self.request.vfio, allowed)?;
+        let Some(container) = &mut self.container else {
+            return Ok(());
+        };
+        let node = |path: String, major, minor| berth_runtime::Device {
+            block: false,
+            major,
+            minor,
+            path: path.into(),
+            access: "rw".into(),
+            mode: 0o660,
+            uid: 0,
+            gid: 0,
+        };
+        let mut nodes = Vec::new();
+        // The profile may have it already.
+        let own = format!("/proc/{}/root/dev/vfio/vfio", container.pid());
+        if std::path::Path::new(&own).symlink_metadata().is_err() {
+            nodes.push(node("/dev/vfio/vfio".into(), MISC, VFIO_MINOR));
+        }
+        for group in groups {
+            let (major, minor) = vfio::group_node(&sys, group)?;
+            nodes.push(node(format!("/dev/vfio/{group}"), major, minor));
+        }
+        for node in &nodes {
+            container
+                .inject_device(node)
+                .map_err(|e| refusal("vfio", chain(&e), e.hint()))?;
+        }
+        self.mark("vfio");
         Ok(())
     }
 

@@ -111,6 +111,7 @@ impl Monitor<'_> {
             crate::cni::attach(&self.paths, &self.request.id, &host, pid, cni)?;
             self.mark("network");
         }
+        self.give_functions()?;
         let devices = self.request.devices.clone();
         self.link_devices(&devices)?;
         self.note_devices(&devices)?;
@@ -520,6 +521,10 @@ impl Monitor<'_> {
             }
         }
         self.unhush();
+        // Only now: while a process has a function open, its driver cannot change.
+        for e in crate::vfio::give_back(&Default::default(), &self.paths, &self.request.id) {
+            eprintln!("berth monitor of {}: vfio: {e}", self.request.id);
+        }
         if self.request.udev {
             crate::uevent::forget(&self.paths, &self.request.id);
         }

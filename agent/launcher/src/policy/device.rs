@@ -154,6 +154,17 @@ impl Disks {
         self.used.contains(&(major, minor))
     }
 
+    /// Does one of them hang on the device whose folder in sysfs this is?
+    pub(crate) fn any_below(&self, root: &Path, folder: &Path) -> bool {
+        let Ok(folder) = fs::canonicalize(folder) else {
+            return false;
+        };
+        self.used.iter().any(|(major, minor)| {
+            let disk = fs::canonicalize(root.join(format!("sys/dev/block/{major}:{minor}")));
+            disk.is_ok_and(|disk| disk.starts_with(&folder))
+        })
+    }
+
     /// With the disk a partition is part of, and the disks below (device mapper, RAID).
     fn add(&mut self, root: &Path, number: (u32, u32)) {
         let folder = root.join(format!("sys/dev/block/{}:{}", number.0, number.1));

@@ -44,6 +44,10 @@ impl Policy {
         }
         self.devices(&request.devices)?;
         self.interfaces(&request.interfaces)?;
+        request
+            .vfio
+            .iter()
+            .try_for_each(|one| self.function(&one.address))?;
         request.mounts.iter().try_for_each(|mount| self.mount(mount))
     }
 
@@ -162,6 +166,37 @@ impl Policy {
                     "interfaces",
                 ));
             }
+        }
+        Ok(())
+    }
+
+    /// A PCI function that is to be bound to vfio-pci.
+    ///
+    /// # Errors
+    /// It may not be asked for, or a disk that the host uses hangs on it.
+    pub fn function(&self, address: &str) -> Result<(), Refusal> {
+        let matches = |rule: &String| match rule.strip_suffix('*') {
+            Some(start) => address.starts_with(start),
+            None => rule == address,
+        };
+        if !self.vfio.iter().any(matches) {
+            return Err(no(format!("PCI function {address} may not be asked for"), "vfio"));
+        }
+        if self.devices.host_disks {
+            return Ok(());
+        }
+        let root = Path::new("/");
+        let disks = Disks::of_host(root).map_err(|e| {
+            no(
+                format!("the host's disks cannot be told: {e}"),
+                "devices.hostDisks",
+            )
+        })?;
+        if disks.any_below(root, &root.join("sys/bus/pci/devices").join(address)) {
+            return Err(no(
+                format!("a disk that the host itself uses hangs on PCI function {address}"),
+                "devices.hostDisks",
+            ));
         }
         Ok(())
     }

@@ -41,6 +41,8 @@ pub struct Policy {
     pub devices: Devices,
     /// Network interfaces by name; `*` at the end stands for the rest. Default: `*`.
     pub interfaces: Vec<String>,
+    /// PCI functions that may be bound to vfio-pci, by address; `*` at the end stands for the rest. Default: none.
+    pub vfio: Vec<String>,
     /// Host files and folders, and all below them. Default: none.
     pub mounts: Vec<MountRule>,
     /// Folders whose files may be asked for as secrets, besides ETC/secrets and the launcher's own systemd
@@ -67,6 +69,7 @@ impl Default for Policy {
             images: None,
             devices: Devices::default(),
             interfaces: vec!["*".into()],
+            vfio: Vec::new(),
             mounts: Vec::new(),
             secrets: Vec::new(),
             cpus: None,

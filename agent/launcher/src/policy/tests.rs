@@ -82,6 +82,7 @@ fn the_defaults_are_strict() {
         );
     }
     refused(json!({"network": "host"}), "hostNetwork");
+    refused(json!({"vfio": [{"address": "0000:03:00.0"}]}), "vfio");
     refused(
         json!({"scheduler": {"policy": "fifo", "priority": 99}}),
         "realtimePriority",

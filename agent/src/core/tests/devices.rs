@@ -377,3 +377,31 @@ fn events_are_told_to_who_has_the_device() {
     assert!(!w.requests["pump-ttyusb0"].udev);
     assert_eq!(w.step(change(TTY)), Vec::<String>::new());
 }
+
+#[test]
+fn a_function_is_asked_for_by_its_address() {
+    let rules = workload("dpdk", "run: onDevice") + &rule("card", "workload: dpdk, vfio: {wholeGroup: true}");
+    let (mut w, _) = World::ready(2, &rules);
+    let key = "/devices/pci0000:00/0000:03:00.0";
+    let event = |subsystem: &str| Event::Device {
+        facts: Arc::new(Facts {
+            subsystem: subsystem.into(),
+            devnum: None,
+            ..facts(key, "1")
+        }),
+        matches: vec![matched("card")],
+        before: None,
+    };
+    w.step(event("net"));
+    let why = w.state.instances.values().next().and_then(|i| i.failure.clone());
+    assert!(why.unwrap().message.contains("is no PCI function"));
+    let out = w.step(event("pci"));
+    let id = out[0].strip_prefix("launch ").unwrap().to_owned();
+    let function = &w.requests[&id].vfio[0];
+    assert_eq!(
+        (function.address.as_str(), function.whole_group),
+        ("0000:03:00.0", true)
+    );
+    w.up(&id);
+    assert_eq!(w.unplug(key), [format!("stop {id}")]);
+}
