@@ -202,6 +202,9 @@ pub(crate) struct Container {
     pub started_at: Option<u64>,
     /// Facts that do not hold.
     pub drift: Vec<String>,
+    /// Kernel threads that do not get its CPUs.
+    #[serde(default)]
+    pub starved: Vec<String>,
     /// How it, or the one before it, ended.
     pub exit: Option<Exit>,
     /// Why it does not run.

@@ -18,6 +18,7 @@ pub mod placement;
 pub mod quiet;
 pub mod sched;
 pub mod show;
+pub mod starved;
 pub mod survey;
 pub mod threads;
 pub mod topology;

@@ -12,7 +12,7 @@ use thiserror::Error;
 use crate::cpu::CpuSet;
 
 /// `PF_KTHREAD` in the flags of `/proc/PID/stat`.
-const KTHREAD: u64 = 0x0020_0000;
+pub(crate) const KTHREAD: u64 = 0x0020_0000;
 /// How many foreign threads are named.
 const NAMED: usize = 16;
 
@@ -99,7 +99,7 @@ pub fn foreign_threads(
     Ok(foreign)
 }
 
-fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
+pub(crate) fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
     status
         .lines()
         .find_map(|line| line.strip_prefix(name))

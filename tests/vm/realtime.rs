@@ -25,6 +25,7 @@ pub(crate) fn partitions(guest: &Guest) -> Vec<Trial> {
             ensure!(after == "0-3\n0-3\n", "effective CPUs of the root and of PID 1 are {after}");
             Ok(())
         }),
+        guest.test("kernel threads that a hog keeps off its core are named", hog),
         guest.test("deadline beyond what the root domain has is refused", refused_bandwidth),
     ]
 }
@@ -184,6 +185,33 @@ fn policy_is(
     vm.sh(&format!("berth prove {name}"))?;
     on_guest::delete(vm, &yaml)?;
     on_guest::gone(vm, "loop")
+}
+
+/// A container that never sleeps, above the kernel's own real-time threads of its core (rcuc, ktimers: priority 1): they
+/// are runnable and do not run, and that is told; it is stopped all the same.
+fn hog(vm: &mut Vm) -> Result<()> {
+    on_guest::agent(vm)?;
+    let yaml = "apiVersion: berth/v1\nkind: Node\nmetadata: {name: guest}\nspec:\n  cpus: {housekeeping: \"0-1\", isolated: \"2-3\"}\n---\n\
+                apiVersion: berth/v1\nkind: Workload\nmetadata: {name: hog}\nspec:\n  image: berth-sample-busybox:latest\n  \
+                command: [\"/bin/sh\", \"-c\", \"trap '' TERM; while :; do :; done\"]\n  profile: realtime\n  cpus: 1\n  \
+                stop: {grace: 1s}\n  realtime: {scheduler: {policy: fifo, priority: 50}}\n";
+    on_guest::apply(vm, yaml)?;
+    let name = on_guest::running(vm, "hog")?;
+    let told = vm.until("it is told", "berth ps | grep 'starves: '", LIMIT)?;
+    // The container's cores are 2 and 3, and it runs on either.
+    let named = |cpu: u32| {
+        told.contains(&format!("/{cpu} (pid ")) && told.contains(&format!("has not run on CPU {cpu} for "))
+    };
+    ensure!(named(2) || named(3), "{told}");
+    let inspected = vm.sh(&format!("berth inspect {name}"))?;
+    ensure!(inspected.contains("has not run on CPU"), "{inspected}");
+    let events = vm.sh("berth events")?;
+    ensure!(
+        events.contains("starved") && events.contains("has not run on CPU"),
+        "{events}"
+    );
+    on_guest::delete(vm, yaml)?;
+    on_guest::gone(vm, "hog")
 }
 
 /// Waits until the loop is given up; why.

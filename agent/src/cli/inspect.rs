@@ -146,6 +146,14 @@ fn text(details: &Details) {
             c.drift.join("; ")
         },
     );
+    line(
+        "starves",
+        if c.starved.is_empty() {
+            "-".to_owned()
+        } else {
+            c.starved.join("; ")
+        },
+    );
     line("dropped", format!("{} bytes of output", details.dropped_bytes));
     line("log", details.log.clone());
     line("socket", details.socket.clone());

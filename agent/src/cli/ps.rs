@@ -37,6 +37,11 @@ pub(super) fn print(containers: &[Container]) -> std::io::Result<()> {
                 (None, true, Some(exit)) if c.phase != "running" => exit_words(exit),
                 _ => String::new(),
             };
+            let note = match (c.starved.is_empty(), note.is_empty()) {
+                (true, _) => note,
+                (false, true) => format!("starves: {}", c.starved.join("; ")),
+                (false, false) => format!("{note}; starves: {}", c.starved.join("; ")),
+            };
             let note = match (c.loud, note.is_empty()) {
                 (false, _) => note,
                 (true, true) => format!("LOUD: {}", c.profile),

@@ -24,6 +24,7 @@ impl State {
         instance.start_time = None;
         instance.drift.clear();
         instance.held = None;
+        instance.starved.clear();
         // Its interface goes and comes with its containers: what was given up must not begin anew for that. A card
         // that is really plugged again has another index, so another slot.
         let comes_back = instance.device.as_ref().is_some_and(|d| d.interface.is_some());

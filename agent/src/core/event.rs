@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use berth_launcher::wire::{DeviceGrant, Exit, InterfaceGrant, LaunchRequest, Refusal, Status};
 use berth_policies::OnDrift;
+use berth_rt::starved::Starved;
 use serde::{Deserialize, Serialize};
 
 use super::desired::{Desired, Workload};
@@ -114,6 +115,8 @@ pub(crate) enum Report {
     Restored,
     /// It does not end, or cannot be freed: what holds it.
     Held(String),
+    /// Kernel threads bound to its CPUs that do not get them, while it may run at a real-time priority.
+    Starved(Vec<Starved>),
     /// Output was lost.
     Dropped(u64),
     /// An interface that was moved in is gone.
@@ -279,6 +282,10 @@ pub(crate) enum NoticeKind {
     Restored,
     /// It does not end, or cannot be freed.
     Held,
+    /// Kernel threads do not get a CPU that a real-time container has.
+    Starved,
+    /// They run again.
+    NotStarved,
     /// Output was lost.
     Dropped,
     /// An order was refused.

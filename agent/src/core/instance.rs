@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use berth_launcher::wire::{DeviceGrant, Exit, InterfaceGrant, Refusal, VfioGrant};
 use berth_rt::placement::Placement;
+use berth_rt::starved::Starved;
 use serde::{Deserialize, Serialize};
 
 use super::desired::Workload;
@@ -214,6 +215,8 @@ pub(crate) struct Instance {
     pub failure: Option<Refusal>,
     /// `name: promised P, actual A` of facts that do not hold.
     pub drift: Vec<String>,
+    /// Kernel threads that do not get its CPUs.
+    pub starved: Vec<Starved>,
     /// What keeps it from ending.
     pub held: Option<String>,
     /// What its proof says of its cores.
@@ -314,6 +317,7 @@ impl Instance {
             exit: None,
             failure: None,
             drift: Vec::new(),
+            starved: Vec::new(),
             held: None,
             isolation: None,
             dropped: 0,

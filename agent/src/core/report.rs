@@ -1,7 +1,10 @@
 //! What monitors and launcher tell of one container.
 
+use std::collections::BTreeSet;
+
 use berth_launcher::wire::{InterfaceGrant, Refusal};
 use berth_policies::OnDrift;
+use berth_rt::starved::Starved;
 
 use super::State;
 use super::event::{Effect, NoticeKind, Report};
@@ -131,6 +134,19 @@ impl State {
             Report::Held(by) => {
                 out.push(Effect::note(NoticeKind::Held, &name, by.clone()));
                 instance.held = Some(by);
+            }
+            Report::Starved(starved) => {
+                let pids = |all: &[Starved]| all.iter().map(|s| s.pid).collect::<BTreeSet<_>>();
+                let (before, now) = (pids(&instance.starved), pids(&starved));
+                if !now.is_subset(&before) {
+                    let text: Vec<String> = starved.iter().map(ToString::to_string).collect();
+                    out.push(Effect::note(NoticeKind::Starved, &name, text.join("; ")));
+                } else if now.is_empty() && !before.is_empty() {
+                    out.push(Effect::note(NoticeKind::NotStarved, &name, ""));
+                }
+                instance.starved = starved;
+                // A look is no change: nothing has to be decided anew.
+                return;
             }
             Report::Dropped(bytes) => {
                 instance.dropped += bytes;

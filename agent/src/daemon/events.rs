@@ -62,6 +62,7 @@ impl Events {
             | NoticeKind::GaveUp
             | NoticeKind::Drift
             | NoticeKind::Held
+            | NoticeKind::Starved
             | NoticeKind::Dropped
             | NoticeKind::Refused
             | NoticeKind::MonitorLost

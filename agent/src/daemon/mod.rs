@@ -32,6 +32,7 @@ mod server;
 pub(crate) mod settings;
 mod start;
 mod starter;
+mod starving;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -68,6 +69,7 @@ use roles::Role;
 use sandbox::Sandbox;
 use settings::{LauncherBy, Settings};
 use starter::Starter;
+use starving::Starving;
 use wait::Waiter;
 use watchdog::Watchdog;
 
@@ -149,6 +151,8 @@ pub(crate) struct Agent {
     launcher_there: bool,
     /// When the devices are enumerated next.
     resync_at: Instant,
+    /// Kernel threads on the CPUs of real-time containers.
+    starving: Starving,
 }
 
 /// Runs the daemon until SIGTERM.
@@ -397,7 +401,14 @@ impl Agent {
             .deadline()
             .map(|at| self.begun + Duration::from_millis(at));
         let waiters = self.waiters.iter().filter_map(|w| w.deadline).min();
-        let all = [core, waiters, watchdog, self.audit.due(), Some(self.resync_at)];
+        let all = [
+            core,
+            waiters,
+            watchdog,
+            self.audit.due(),
+            Some(self.resync_at),
+            self.starving_at(),
+        ];
         all.into_iter().flatten().min().unwrap_or(self.resync_at)
     }
 
@@ -410,6 +421,7 @@ impl Agent {
             let launchers = self.settings.folders.audit("launcher");
             self.audit.seal(&launchers, &self.metrics.audit);
         }
+        self.look_for_starved();
         self.audit.sync();
         self.give_up_waiters();
     }

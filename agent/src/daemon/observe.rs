@@ -1,5 +1,7 @@
 //! Metrics of containers: phases, launches, ends, restarts, drift, lost output, cores and budget.
 
+use std::collections::BTreeSet;
+
 use berth_launcher::wire::Exit;
 use prometheus::{
     Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -18,6 +20,7 @@ pub(crate) struct Metrics {
     restarts: IntCounter,
     drift: IntCounter,
     drifting: IntGauge,
+    starved: IntGauge,
     loud: IntGauge,
     dropped: IntCounter,
     adopted: IntCounter,
@@ -52,6 +55,10 @@ impl Metrics {
             drifting: gauge(
                 "berth_containers_drifting",
                 "Containers with a fact that does not hold.",
+            )?,
+            starved: gauge(
+                "berth_kernel_threads_starved",
+                "Kernel threads that do not get a CPU of a real-time container.",
             )?,
             loud: gauge(
                 "berth_containers_loud",
@@ -134,6 +141,11 @@ impl Metrics {
         }
         let drifting = state.instances.values().filter(|i| !i.drift.is_empty()).count();
         self.drifting.set(i64::try_from(drifting).unwrap_or(i64::MAX));
+        let starved: BTreeSet<i32> = (state.instances.values())
+            .filter(|i| i.phase == Phase::Running)
+            .flat_map(|i| i.starved.iter().map(|s| s.pid))
+            .collect();
+        self.starved.set(i64::try_from(starved.len()).unwrap_or(i64::MAX));
         let live = state.instances.values().filter(|i| i.phase.is_live());
         let loud = live.filter(|i| state.is_loud(i)).count();
         self.loud.set(i64::try_from(loud).unwrap_or(i64::MAX));

@@ -78,6 +78,7 @@ impl Agent {
         let node = node(&Set::default(), &topology, &support).map_err(anyhow::Error::msg)?;
         let mut agent = Agent {
             resync_at: Instant::now() + settings.resync,
+            starving: super::starving::Starving::new(),
             settings,
             state: State::new(node),
             desired: store::Desired::default(),

@@ -71,6 +71,7 @@ fn agent(folder: &Path) -> (Agent, UnboundedReceiver<Input>) {
     let node = start::node(&Set::default(), &topology, &support).unwrap();
     let agent = Agent {
         resync_at: Instant::now() + settings.resync,
+        starving: Starving::new(),
         settings,
         state: State::new(node),
         desired: store::Desired::default(),

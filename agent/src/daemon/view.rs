@@ -55,6 +55,10 @@ impl Agent {
             restarts: past.map_or(0, |p| p.total),
             started_at: instance.started_at,
             drift: instance.drift.clone(),
+            starved: match instance.phase {
+                Phase::Running => instance.starved.iter().map(ToString::to_string).collect(),
+                _ => Vec::new(),
+            },
             exit: instance.exit.or(past.and_then(|p| p.exit)),
             reason: match &instance.phase {
                 Phase::Waiting { why } | Phase::Partial { why } => Some(why.clone()),

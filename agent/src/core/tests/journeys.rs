@@ -1,5 +1,7 @@
 //! Workloads that always run: launch, end, restart policy, change of documents, monitors that die, launcher gone.
 
+use berth_rt::starved::Starved;
+
 use super::*;
 
 #[test]
@@ -38,6 +40,42 @@ fn what_holds_it_is_kept_until_it_has_ended() {
     );
     w.down("a", 0);
     assert_eq!(w.phase("a"), "absent");
+}
+
+#[test]
+fn starved_kernel_threads_are_told_when_they_change() {
+    let (mut w, _) = World::ready(2, &workload("a", "cpus: 1"));
+    w.up("a");
+    let told = |w: &mut World, pids: &[i32]| {
+        let one = |pid: &i32| Starved {
+            pid: *pid,
+            name: "rcuc/1".into(),
+            cpu: 1,
+            waits_ms: 4000,
+        };
+        let event = Event::Report {
+            id: "a".into(),
+            report: Report::Starved(pids.iter().map(one).collect()),
+        };
+        let effects = w.state.step(w.now, event);
+        let notes = effects.iter().map(|e| match e {
+            Effect::Note(n) => (n.kind, n.text.clone()),
+            other => panic!("{other:?}"),
+        });
+        notes.collect::<Vec<_>>()
+    };
+    let line = |pid: i32| format!("rcuc/1 (pid {pid}) has not run on CPU 1 for 4 s");
+    assert_eq!(told(&mut w, &[7]), [(NoticeKind::Starved, line(7))]);
+    assert_eq!(told(&mut w, &[7]), []);
+    assert_eq!(
+        told(&mut w, &[7, 8]),
+        [(NoticeKind::Starved, format!("{}; {}", line(7), line(8)))]
+    );
+    assert_eq!(told(&mut w, &[]), [(NoticeKind::NotStarved, String::new())]);
+    assert_eq!(told(&mut w, &[]), []);
+    told(&mut w, &[7]);
+    w.apply("");
+    w.down("a", 0);
 }
 
 #[test]
