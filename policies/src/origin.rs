@@ -156,6 +156,7 @@ fn all(profile: &Profile) -> Vec<(String, String)> {
             .for_each(|s| line("landlock.scope", s.clone()));
     }
     line("coreScheduling", yes(profile.core_scheduling));
+    line("dumpable", yes(profile.dumpable));
     line("onDrift", word(profile.on_drift));
     for mechanism in &profile.skip {
         line("onMissing", format!("{}: skip", word(mechanism)));

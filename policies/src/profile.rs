@@ -59,6 +59,8 @@ pub struct Profile {
     pub landlock: Option<LandlockSpec>,
     /// A core scheduling cookie of its own.
     pub core_scheduling: bool,
+    /// The program may be dumped, and looked into by its own user. False: no core of it, whatever pattern the node has.
+    pub dumpable: bool,
     /// What happens when a proven fact no longer holds; a workload may ask for a stricter answer, never a milder one.
     pub on_drift: OnDrift,
     /// Mechanisms that may be missing; every other one refuses the launch.

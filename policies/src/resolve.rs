@@ -130,6 +130,7 @@ fn nothing(name: &str, chain: Vec<String>) -> Profile {
         sysctls: BTreeMap::new(),
         landlock: None,
         core_scheduling: false,
+        dumpable: true,
         on_drift: OnDrift::Report,
         skip: BTreeSet::new(),
         lines: Vec::new(),
@@ -212,6 +213,7 @@ fn merge(profile: &mut Profile, spec: &ProfileSpec) -> Result<(), Problem> {
         profile.landlock.clone_from(&spec.landlock);
     }
     profile.core_scheduling = spec.core_scheduling.unwrap_or(profile.core_scheduling);
+    profile.dumpable = spec.dumpable.unwrap_or(profile.dumpable);
     profile.on_drift = spec.on_drift.unwrap_or(profile.on_drift);
     for (mechanism, answer) in &spec.on_missing {
         match answer {

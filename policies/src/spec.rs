@@ -43,6 +43,11 @@ pub struct ProfileSpec {
     /// of its own runs on the first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub core_scheduling: Option<bool>,
+    /// False: the program is not dumpable (PR_SET_DUMPABLE 0): no core of it is written or piped to the node's handler, and nobody
+    /// without CAP_SYS_PTRACE looks into it. It holds for what the container starts with and for each `exec`, and for what
+    /// they fork; what those execute can be dumped again (exec(2)).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dumpable: Option<bool>,
     /// What happens where the node lacks a mechanism: `refuse` unless written otherwise; those of the base profile stay
     /// unless named.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]

@@ -3,6 +3,8 @@
 
 #![allow(unsafe_code)] // ptrace requests that nix has no function for
 
+use std::os::fd::{FromRawFd, OwnedFd};
+
 use anyhow::{Context, Result, ensure};
 use berth_runtime::seccomp::{Filter, Insn};
 use nix::sys::wait::{WaitPidFlag, waitpid};
@@ -10,6 +12,12 @@ use nix::unistd::Pid;
 
 /// linux/ptrace.h.
 const PTRACE_SECCOMP_GET_FILTER: libc::c_uint = 0x420c;
+
+/// A descriptor that has just come over a socket.
+pub(crate) fn own(descriptor: i32) -> OwnedFd {
+    // SAFETY: the kernel has made it for this message, and nobody else has its number.
+    unsafe { OwnedFd::from_raw_fd(descriptor) }
+}
 
 /// The filter that was loaded last for a process, which is stopped meanwhile.
 ///

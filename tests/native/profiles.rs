@@ -2,12 +2,14 @@
 //! when one thing of the recorded profile is taken away.
 
 use std::collections::BTreeSet;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use berth_runtime::seccomp::{Architecture, syscall_names, syscall_number};
 use berth_tests::agent::Agent;
 use libtest_mimic::Trial;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use serde_json::{Value, json};
 
 use crate::journey::{pid, wait_running};
@@ -22,6 +24,11 @@ pub(crate) fn tests() -> Vec<Trial> {
             "profiles::each shipped one: what is inside is what it says",
             shipped,
         ),
+        test(
+            "profiles::dumpable or not: who of its own user looks into it",
+            dumpable,
+        ),
+        test("profiles::the filter of a profile asks who listens", notified),
         test(
             "profiles::two containers have ids of their own, and free them",
             ids,
@@ -133,6 +140,66 @@ fn in_force(profile: &str, pid: i32) -> Result<()> {
     }
     ensure!(judged > 700, "{profile}: {judged}");
     Ok(())
+}
+
+fn dumpable() -> Result<()> {
+    let mut agent = Agent::start("dumpable")?;
+    for dumpable in [true, false] {
+        let name = if dumpable { "open" } else { "closed" };
+        agent.apply(&shipped::dumpable(name, dumpable))?;
+        wait_running(&mut agent, name, 1)?;
+        let said = Here(&agent).inside(name, shipped::LOOK)?;
+        ensure!(said.contains("looked") == dumpable, "dumpable {dumpable}: {said}");
+        agent.ok(&["prove", name])?;
+        agent.ok(&["stop", name])?;
+    }
+    agent.finish()
+}
+
+/// SCMP_ACT_NOTIFY in a profile: the listener that it names gets the descriptor and the state, and decides; where nobody listens
+/// nothing is launched.
+fn notified() -> Result<()> {
+    let mut agent = Agent::start("notified")?;
+    let path = agent.path("asks.sock");
+    let document = format!(
+        "apiVersion: berth/v1\nkind: SecurityProfile\nmetadata: {{name: asks}}\nspec:\n  seccomp:\n    defaultAction: SCMP_ACT_ALLOW\n    \
+         listenerPath: {}\n    listenerMetadata: word\n    syscalls: [{{names: [mkdir, mkdirat], action: SCMP_ACT_NOTIFY}}]\n---\n{}",
+        path.display(),
+        shipped::workload("asks", "asks")
+    );
+    agent.apply(&document)?;
+    agent.wait_for("without a listener it is refused by name", |a| {
+        let said = a.ok(&["ps"])?;
+        Ok(said.contains("listenerPath") && said.contains("asks.sock"))
+    })?;
+    agent.ok(&["stop", "asks"])?;
+    let listener = std::os::unix::net::UnixListener::bind(&path)?;
+    let taker = std::thread::spawn(move || -> Result<(Value, OwnedFd)> {
+        let (stream, _) = listener.accept()?;
+        let mut buffer = vec![0u8; 64 * 1024];
+        let mut space = nix::cmsg_space!([i32; 4]);
+        let mut parts = [std::io::IoSliceMut::new(&mut buffer)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let got = recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
+        let bytes = got.bytes;
+        let descriptor = got.cmsgs()?.find_map(|message| match message {
+            ControlMessageOwned::ScmRights(list) => list.first().copied(),
+            _ => None,
+        });
+        let descriptor = descriptor.context("no descriptor")?;
+        Ok((serde_json::from_slice(&buffer[..bytes])?, loaded::own(descriptor)))
+    });
+    agent.ok(&["start", "asks"])?;
+    wait_running(&mut agent, "asks", 1)?;
+    let (state, notifications) = taker.join().map_err(|_| anyhow::anyhow!("the listener"))??;
+    ensure!(
+        state["metadata"] == "word" && state["fds"] == json!(["seccompFd"]),
+        "{state}"
+    );
+    // Nobody answers any more: each such call has no effect.
+    drop(notifications);
+    agent.ok(&["stop", "asks"])?;
+    agent.finish()
 }
 
 fn uid_map(pid: i64) -> Result<(u32, u32)> {

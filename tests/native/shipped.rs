@@ -198,6 +198,17 @@ pub(crate) fn workload(name: &str, profile: &str) -> String {
 pub(crate) const UNFILTERED: &str = "apiVersion: berth/v1\nkind: SecurityProfile\nmetadata: {name: unfiltered}\n\
      spec: {extends: strict, seccomp: {unconfined: true}}\n---\n";
 
+/// A workload that waits, and its profile: `strict`, but for `dumpable`.
+pub(crate) fn dumpable(name: &str, dumpable: bool) -> String {
+    format!(
+        "apiVersion: berth/v1\nkind: SecurityProfile\nmetadata: {{name: {name}}}\nspec: {{dumpable: {dumpable}}}\n---\n{}",
+        workload(name, name)
+    )
+}
+
+/// Another process of the same user looks into the first.
+pub(crate) const LOOK: &str = "cat /proc/1/environ >/dev/null 2>&1 && echo looked; true";
+
 fn architecture(arm: bool) -> Architecture {
     if arm {
         Architecture::Aarch64

@@ -1,6 +1,6 @@
 //! The shipped profiles in guests that have every capability and cgroup v2: the table of tests/native/shipped.rs.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use berth_tests::vm::Vm;
 
 use crate::boots::Guest;
@@ -64,6 +64,20 @@ fn all(there: &mut There<'_>) -> Result<()> {
         profile(there, one, &lacking).with_context(|| format!("profile {}", one.name))?;
         on_guest::delete(there.vm, &document)?;
         on_guest::gone(there.vm, one.name)?;
+    }
+    undumpable(there)
+}
+
+/// Made undumpable at its exec stop, a program is not looked into by its own user; one that is dumpable is.
+fn undumpable(there: &mut There<'_>) -> Result<()> {
+    for dumpable in [true, false] {
+        let document = shipped::dumpable("closed", dumpable);
+        on_guest::apply(there.vm, &document)?;
+        on_guest::running(there.vm, "closed")?;
+        let said = there.inside("closed", shipped::LOOK)?;
+        ensure!(said.contains("looked") == dumpable, "dumpable {dumpable}: {said}");
+        on_guest::delete(there.vm, &document)?;
+        on_guest::gone(there.vm, "closed")?;
     }
     Ok(())
 }

@@ -151,6 +151,7 @@ pub fn compose(inputs: &Inputs<'_>) -> Result<Composed, Refusal> {
         require_isolated: request.placement.require_isolated,
         landlock: landlock(inputs.profile),
         core_cookie: core_cookie(inputs.profile),
+        undumpable: !inputs.profile.dumpable,
         cgroup: Extras {
             isolate: match (request.placement.shared, request.placement.require_isolated) {
                 (true, _) => Isolate::No,

@@ -34,6 +34,7 @@ use thiserror::Error;
 
 use crate::container::Container;
 use crate::create::Stdio;
+use crate::dump::{self, DumpError};
 use crate::proof::{self, Proof, Stage};
 use crate::report::{Down, Failure, Up};
 use crate::start::failures;
@@ -94,6 +95,9 @@ pub enum ExecError {
     /// A step inside the new process.
     #[error(transparent)]
     Inside(#[from] Failure),
+    /// The program could not be made undumpable.
+    #[error("exec: dumpable: {0}")]
+    Dumpable(#[from] DumpError),
     /// The kernel could not be asked.
     #[error("exec: proof: {0}")]
     Prove(#[from] proof::ProofError),
@@ -108,6 +112,7 @@ impl ExecError {
         match self {
             Self::Inside(failure) => failure.hint(),
             Self::Sched(e) => e.hint(),
+            Self::Dumpable(e) => e.hint(),
             Self::Prove(e) => e.hint(),
             Self::Late => {
                 Some("a process of the container keeps it from its core: stop the container".into())
@@ -303,7 +308,9 @@ impl Container {
             proc_root: std::path::Path::new("/proc"),
             cgroup: self.cgroup.as_ref(),
         };
-        let proof = proof::read(&wanted.promise, pid.as_raw(), Stage::ExecStop, &place)?;
+        let dumpable = dump::at_exec_stop(&wanted.promise, pid)?;
+        let mut proof = proof::read(&wanted.promise, pid.as_raw(), Stage::ExecStop, &place)?;
+        proof.facts.extend(dumpable);
         if !proof.holds() {
             return Err(ExecError::Unproven(Box::new(proof)));
         }

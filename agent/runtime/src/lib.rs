@@ -18,6 +18,7 @@ mod container;
 mod copyup;
 mod create;
 mod dev;
+mod dump;
 mod exec;
 pub mod fields;
 pub mod hooks;
@@ -43,6 +44,7 @@ pub mod trace;
 
 pub use container::{Container, ContainerError, DeleteError, Device, FILESYSTEMS, Filesystem, OpenError};
 pub use create::{CreateCause, CreateError, Stdio};
+pub use dump::DumpError;
 pub use exec::{Exec, ExecError, ExecRequest, ExecUser};
 pub use net::NetError;
 pub use network::Network;

@@ -69,6 +69,9 @@ pub struct Extensions {
     /// A core scheduling cookie of the container's own: threads of others never run on a core's other thread while
     /// its own run on one.
     pub core_cookie: bool,
+    /// The program is not dumpable: no core of it, and nobody without CAP_SYS_PTRACE looks into it. Made so and asked at its
+    /// exec stop; what its children execute can be dumped again.
+    pub undumpable: bool,
 }
 
 /// A network interface of the caller's namespace that goes into the container.

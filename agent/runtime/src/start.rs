@@ -23,6 +23,7 @@ use nix::unistd::Pid;
 use thiserror::Error;
 
 use crate::container::{Channel, Container, remains};
+use crate::dump::{self, DumpError};
 use crate::hooks::{self, HookError};
 use crate::proof::{self, Proof, Stage};
 use crate::report::{self, Down, Failure, Up};
@@ -74,6 +75,9 @@ pub enum StartCause {
     /// The core scheduling cookie.
     #[error("core scheduling: prctl(PR_SCHED_CORE_CREATE): {}", .0.desc())]
     CoreCookie(Errno),
+    /// The program could not be made undumpable.
+    #[error("dumpable: {0}")]
+    Dumpable(#[from] DumpError),
     /// The process cannot be traced, so nothing could be proven.
     #[error("cannot trace process {pid}: {}", errno.desc())]
     Trace {
@@ -120,6 +124,7 @@ impl StartError {
         match &self.cause {
             StartCause::Sched(e) => e.hint(),
             StartCause::Inside(e) => e.hint(),
+            StartCause::Dumpable(e) => e.hint(),
             StartCause::Trace { errno: Errno::EPERM, .. } => {
                 Some("give the runtime CAP_SYS_PTRACE, set kernel.yama.ptrace_scope below 3, and trace it with nothing else".into())
             }
@@ -292,7 +297,9 @@ impl Container {
         self.send(message)?;
         self.wait_for_exec(pid, failure)?;
         self.timing.mark("exec");
-        let proof = self.prove(Stage::ExecStop)?;
+        let dumpable = dump::at_exec_stop(&self.record.promise, pid)?;
+        let mut proof = self.prove(Stage::ExecStop)?;
+        proof.facts.extend(dumpable);
         self.timing.mark("proof");
         if !proof.holds() {
             return Err(StartCause::Unproven(Box::new(proof)));

@@ -11,7 +11,7 @@ use std::process::Command;
 
 use berth_rt::cgroup::Hierarchy;
 use berth_runtime::landlock::{Access, Landlock, PathRule, Scope, version};
-use berth_runtime::proof::Proof;
+use berth_runtime::proof::{Proof, Stage};
 use berth_runtime::{
     Container, Context, ExecRequest, Extensions, Plan, PlanError, StartCause, Stdio, seccomp,
 };
@@ -219,6 +219,84 @@ fn core_scheduling_is_there_or_refused_by_name() {
     }
 }
 
+/// Who owns the memory of a process: root where it is not dumpable, else its user.
+fn owner(pid: i32) -> u32 {
+    std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(format!("/proc/{pid}/mem")).unwrap())
+}
+
+fn a_program_that_is_not_dumpable() {
+    let mut b = Bundle::new(
+        "echo began; sleep 0.5; (sleep 0.4; echo forked) & cat /proc/$$/status | grep -c Threads; wait",
+    );
+    b.set("/process/user", json!({"uid": 1000, "gid": 1000}));
+    for undumpable in [false, true] {
+        let extensions = Extensions {
+            undumpable,
+            ..Extensions::default()
+        };
+        let (mut container, output) = make(&b, &extensions);
+        let proof = container.start(None).unwrap();
+        let pid = proof.pid;
+        assert_eq!(
+            row(&proof, "dumpable"),
+            undumpable.then_some(("0", "0")),
+            "{proof:?}"
+        );
+        assert_eq!(owner(pid), if undumpable { 0 } else { 1000 });
+        // Later it is told by that owner.
+        let running = container.prove(Stage::Running).unwrap();
+        assert_eq!(
+            row(&running, "dumpable"),
+            undumpable.then_some(("user 0", "user 0")),
+            "{running:?}"
+        );
+        // What joins it the same; and its own program runs whole, its registers as they were.
+        let out = File::create(b.dir.join("joined")).unwrap();
+        let stdio = Stdio {
+            stdin: File::open("/dev/null").unwrap().into(),
+            stdout: out.try_clone().unwrap().into(),
+            stderr: out.into(),
+        };
+        let request = ExecRequest {
+            args: ["/bin/sh", "-c", "echo joined $0", "whole"]
+                .map(str::to_owned)
+                .into(),
+            ..ExecRequest::default()
+        };
+        let joined = container.exec(request, stdio).unwrap();
+        assert_eq!(row(&joined.proof, "dumpable"), undumpable.then_some(("0", "0")));
+        nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(joined.pid), None).unwrap();
+        assert_eq!(
+            std::fs::read_to_string(b.dir.join("joined")).unwrap(),
+            "joined whole\n"
+        );
+        assert_eq!(finish((container, output), &b), "began\n1\nforked\n");
+    }
+}
+
+fn a_filter_that_keeps_a_program_dumpable_refuses_the_launch() {
+    let mut b = Bundle::new("echo ran");
+    b.set(
+        "/linux/seccomp",
+        json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+            {"names": ["prctl"], "action": "SCMP_ACT_ERRNO", "errnoRet": 13,
+             "args": [{"index": 0, "value": 4, "op": "SCMP_CMP_EQ"}]}]}),
+    );
+    let extensions = Extensions {
+        undumpable: true,
+        ..Extensions::default()
+    };
+    let (mut container, output) = make(&b, &extensions);
+    let error = container.start(None).unwrap_err();
+    assert!(error.to_string().contains("PR_SET_DUMPABLE"), "{error}");
+    assert!(error.hint().unwrap().contains("filter"), "{:?}", error.hint());
+    drop(container);
+    let mut text = String::new();
+    File::read_to_string(&mut { output }, &mut text).unwrap();
+    assert_eq!(text, "", "no instruction of it ran");
+    b.assert_nothing_left();
+}
+
 /// In a process for which landlock_restrict_self does nothing and answers 0.
 fn sabotaged() {
     let section = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
@@ -261,7 +339,7 @@ fn main() {
     if only == "--sabotaged" {
         return sabotaged();
     }
-    let cases: [(&str, fn()); 6] = [
+    let cases: [(&str, fn()); 8] = [
         (
             "a_domain_refuses_what_no_rule_grants",
             a_domain_refuses_what_no_rule_grants,
@@ -281,6 +359,11 @@ fn main() {
         (
             "core_scheduling_is_there_or_refused_by_name",
             core_scheduling_is_there_or_refused_by_name,
+        ),
+        ("a_program_that_is_not_dumpable", a_program_that_is_not_dumpable),
+        (
+            "a_filter_that_keeps_a_program_dumpable_refuses_the_launch",
+            a_filter_that_keeps_a_program_dumpable_refuses_the_launch,
         ),
         (
             "a_domain_that_is_not_entered_is_noticed",

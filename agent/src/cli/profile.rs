@@ -153,6 +153,7 @@ fn view(profile: &Profile) -> Value {
         "sysctls": profile.sysctls,
         "landlock": profile.landlock,
         "coreScheduling": profile.core_scheduling,
+        "dumpable": profile.dumpable,
         "skipWhereMissing": profile.skip,
         "bounding": profile.bounding(),
         "permitted": profile.permitted(),

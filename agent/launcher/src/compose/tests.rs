@@ -291,6 +291,8 @@ fn what_a_profile_asks_of_landlock_and_core_scheduling() {
     assert_eq!(landlock.scope, [Scope::Signals, Scope::AbstractSockets]);
     // Refused by the plan where the kernel lacks it, unless the profile says it may be missing.
     assert!(with(json!({"coreScheduling": true})).0.core_cookie);
+    assert!(with(json!({"dumpable": false})).0.undumpable);
+    assert!(!with(json!({})).0.undumpable);
     let (extensions, _) = with(json!({"coreScheduling": true, "onMissing": {"coreScheduling": "skip"}}));
     assert_eq!(extensions.core_cookie, berth_runtime::core_scheduling());
     let label = |spec: Value| with(spec).1.process().as_ref().unwrap().selinux_label().clone();

@@ -98,6 +98,7 @@ pub(super) fn write(
             .collect(),
         lsm_label: words.label.as_ref().map(Label::shown),
         core_cookie: words.core_cookie,
+        undumpable: extensions.undumpable,
         oom_score_adj: process.oom_score_adj(),
         personality: words.personality.map(|p| p as u32),
         terminal: words.terminal.is_some(),

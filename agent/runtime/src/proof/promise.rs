@@ -68,6 +68,9 @@ pub struct Promise {
     pub lsm_label: Option<String>,
     /// A core scheduling cookie that is not the reader's.
     pub core_cookie: bool,
+    /// True: PR_GET_DUMPABLE answers 0, asked by the program at its exec stop; later by the owner of /proc/PID/mem, where the
+    /// program's user is another than root of its user namespace.
+    pub undumpable: bool,
     /// /proc/PID/oom_score_adj.
     pub oom_score_adj: Option<i32>,
     /// /proc/PID/personality, bits of personality(2).

@@ -83,6 +83,9 @@ pub fn read(promise: &Promise, pid: i32, stage: Stage, place: &Where<'_>) -> Res
     if stage != Stage::Armed {
         final_values(&mut facts, promise, &process);
     }
+    if stage == Stage::Running && promise.undumpable {
+        dumpable(&mut facts, promise, &process, place.proc_root);
+    }
     isolated(&mut facts, promise, stage, place);
     Ok(proof(pid, stage, facts))
 }
@@ -461,6 +464,33 @@ fn final_values(facts: &mut Facts, promise: &Promise, process: &Process) {
             &format!("{promised:08x}"),
             holds,
         );
+    }
+}
+
+/// The files of a process that is not dumpable belong to root of its user namespace. Where that is the program's own user there
+/// is nothing to tell it by.
+fn dumpable(facts: &mut Facts, promise: &Promise, process: &Process, proc_root: &Path) {
+    let maps = promise.uid_map.iter().flatten();
+    let root = maps
+        .filter(|map| map.inside == 0)
+        .map(|map| map.outside)
+        .next()
+        .unwrap_or(0);
+    if promise.uid == Some(root) {
+        return;
+    }
+    let file = proc_root.join(process.pid.to_string()).join("mem");
+    let source = format!("owner of {}", file.display());
+    let promised = format!("user {root}");
+    match std::fs::metadata(&file).map(|meta| std::os::unix::fs::MetadataExt::uid(&meta)) {
+        Ok(owner) => facts.add(
+            "dumpable",
+            promised,
+            format!("user {owner}"),
+            source,
+            owner == root,
+        ),
+        Err(e) => facts.unreadable("dumpable", promised, source, &e),
     }
 }
 
