@@ -274,6 +274,16 @@ async fn every_metric_is_moved() {
         drifting(a) && a.state.history.values().any(|h| h.total == 1)
     })
     .await;
+    let starved = berth_rt::starved::Starved {
+        pid: 7,
+        name: "rcuc/1".into(),
+        cpu: 1,
+        waits_ms: 2000,
+    };
+    agent.feed(Event::Report {
+        id: "a".into(),
+        report: crate::core::Report::Starved(vec![starved]),
+    });
     agent.metrics.containers.levels(&agent.state);
     let mut moved: BTreeMap<String, f64> = BTreeMap::new();
     let mut look = |agent: &Agent| {
@@ -370,7 +380,7 @@ async fn every_metric_is_moved() {
         .collect();
     assert!(still.is_empty(), "nothing moves {still:?}");
     // A family without a sample is not gathered at all: every one that is declared was.
-    assert_eq!(moved.len(), 35, "{:?}", moved.keys());
+    assert_eq!(moved.len(), 36, "{:?}", moved.keys());
 }
 
 #[tokio::test(flavor = "current_thread")]
