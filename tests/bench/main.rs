@@ -1,6 +1,6 @@
 //! The benchmarks behind docs/SPECIFICATION.md: each figure beside its peer, in one run, as a ratio.
 //!
-//! `berth-bench [oci|exec|agent|stop|hotplug|memory|thousand|latency]… [--rounds N]`. Rounds of the competitors are interleaved, so that what
+//! `berth-bench [oci|exec|agent|enforcement|stop|hotplug|memory|thousand|latency]… [--rounds N]`. Rounds of the competitors are interleaved, so that what
 //! else the machine does falls on all of them. The table gives medians, minima, the ratio of the medians with its
 //! 95 % bootstrap interval, and the bound where the specification has one; a bound that is missed is shown and makes the
 //! exit code 1, which no test depends on: these machines are shared. Folders of the agents lie on the tmpfs of /dev/shm
@@ -8,6 +8,7 @@
 
 mod agent;
 mod bundles;
+mod enforcement;
 mod hotplug;
 mod latency;
 mod life;
@@ -27,17 +28,24 @@ fn main() -> Result<ExitCode> {
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--rounds" => rounds = args.next().and_then(|n| n.parse().ok()).unwrap_or(rounds),
-            "oci" | "exec" | "agent" | "stop" | "hotplug" | "memory" | "thousand" | "latency" => {
-                groups.push(arg)
-            }
+            "oci" | "exec" | "agent" | "enforcement" | "stop" | "hotplug" | "memory" | "thousand"
+            | "latency" => groups.push(arg),
             other => bail!(
-                "usage: berth-bench [oci|exec|agent|stop|hotplug|memory|thousand|latency]… [--rounds N]; what is {other:?}?"
+                "usage: berth-bench [oci|exec|agent|enforcement|stop|hotplug|memory|thousand|latency]… [--rounds N]; what is {other:?}?"
             ),
         }
     }
     if groups.is_empty() {
         groups = [
-            "oci", "exec", "agent", "stop", "hotplug", "memory", "thousand", "latency",
+            "oci",
+            "exec",
+            "agent",
+            "enforcement",
+            "stop",
+            "hotplug",
+            "memory",
+            "thousand",
+            "latency",
         ]
         .map(String::from)
         .to_vec();
@@ -51,6 +59,7 @@ fn main() -> Result<ExitCode> {
             "oci" => oci::run(&mut table, rounds)?,
             "exec" => life::exec(&mut table, rounds)?,
             "agent" => agent::run(&mut table, rounds)?,
+            "enforcement" => enforcement::run(&mut table, rounds)?,
             "stop" => life::stop(&mut table, rounds)?,
             "thousand" => life::thousand(&mut table, 25 * rounds)?,
             "latency" => latency::run(&mut table, rounds.div_ceil(2))?,
