@@ -300,6 +300,39 @@ fn device_rules_are_enforced_and_read_back() {
     assert!(error.hint().unwrap().contains("one by one"));
 }
 
+#[test]
+fn device_rules_stand_in_the_list_as_they_were_asked_for() {
+    let Some(hierarchy) = on_v1(Controller::Devices) else {
+        return;
+    };
+    let asked = r#"{"devices":[{"allow":false,"access":"rwm"},{"allow":true,"type":"c","major":10,"minor":229,"access":"rwm"},
+        {"allow":true,"type":"c","major":1,"minor":7,"access":"rwm"},{"allow":false,"type":"c","major":1,"minor":7,"access":"w"},
+        {"allow":true,"type":"c","access":"m"}]}"#;
+    let (own, resources) = own_with(&hierarchy, "asked", asked);
+    own.cgroup.apply(&resources, &Extras::default()).unwrap();
+    let dir = own.cgroup.dir(Controller::Devices).unwrap();
+    let list = std::fs::read_to_string(dir.join("devices.list")).unwrap();
+    // What was taken away again does not come back.
+    assert_eq!(list, "c 10:229 rwm\nc 1:7 r\nc *:* m\n");
+    let rules = own.cgroup.device_rules().unwrap();
+    assert_eq!(
+        rules.to_string(),
+        "deny a *:* rwm, allow c 10:229 rw, allow c 1:7 r, allow c *:* m"
+    );
+    let open = DeviceRule::device(
+        false,
+        DeviceKind::Char,
+        10,
+        229,
+        Access::ALL.without(Access::MKNOD).unwrap(),
+    );
+    own.cgroup.deny_device(&open).unwrap();
+    assert_eq!(
+        own.cgroup.device_rules().unwrap().to_string(),
+        "deny a *:* rwm, allow c 1:7 r, allow c *:* m"
+    );
+}
+
 fn budget(runtime_us: u64) -> Extras {
     Extras {
         rt_budget: Some(RtBudget {

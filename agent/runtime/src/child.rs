@@ -170,6 +170,10 @@ fn set_up(recipe: &Recipe, ends: &Ends<'_>) -> Result<Infallible, Failure> {
         .unwrap_or((ends.socket.as_raw_fd(), ends.socket.as_raw_fd()));
     let mut keep = vec![wait, tell, ends.socket.as_raw_fd()];
     keep.extend(label.as_ref().map(|(fd, _)| fd.as_raw_fd()));
+    for fd in sys::preserved(recipe.preserved) {
+        sys::close_on_exec(fd, false).step("preserve descriptor", fd.to_string())?;
+        keep.push(fd);
+    }
     sys::close_all_but(&keep).step("close descriptors", "")?;
     // Closed by number: their owners must not close them again.
     std::mem::forget((proc, rootfs));

@@ -153,7 +153,7 @@ impl Container {
             .as_ref()
             .filter(|_| self.alive())
             .ok_or_else(|| ExecError::NotRunning(id()))?;
-        if self.cgroup.as_ref().is_some_and(|c| c.frozen().unwrap_or(false)) {
+        if !request.while_paused && self.is_frozen() {
             return Err(ExecError::Paused(id()));
         }
         let wanted = self.wanted(&request)?;
@@ -195,6 +195,7 @@ impl Container {
                     oom_score_adj: promise.oom_score_adj,
                     entries: &entries,
                     first_cpus: wanted.first_cpus.as_ref(),
+                    preserved: request.preserved,
                 };
                 join::run(&join, &wanted.process, wanted.filter.as_ref(), stdio, &theirs)
             }
@@ -205,7 +206,7 @@ impl Container {
             helper: Some((pid, helper)),
             process: None,
         };
-        match self.follow(&wanted, &ours, &mut joined) {
+        match self.follow(&wanted, request.while_paused, &ours, &mut joined) {
             Ok((console, proof)) => {
                 let Some((pid, pidfd)) = joined.process.take() else {
                     return Err(ExecError::Died("there is no process".into()));
@@ -224,21 +225,29 @@ impl Container {
         }
     }
 
+    fn is_frozen(&self) -> bool {
+        self.cgroup.as_ref().is_some_and(|c| c.frozen().unwrap_or(false))
+    }
+
     /// From the clone to the proven exec.
     fn follow(
         &self,
         wanted: &Wanted,
+        while_paused: bool,
         ours: &OwnedFd,
         joined: &mut Joined,
     ) -> Result<(Option<OwnedFd>, Proof), ExecError> {
-        let end = Instant::now() + PATIENCE;
+        let mut end = Instant::now() + PATIENCE;
         let mut buffer = vec![0u8; 16 * 1024];
         let (mut console, mut ready, mut fault) = (None, false, None);
         // Stopped once, it may be stopped again and again: then every moment counts.
         let mut pause = Duration::from_millis(20);
         let stopped = loop {
             if Instant::now() > end {
-                return Err(ExecError::Late);
+                if !while_paused || !self.is_frozen() {
+                    return Err(ExecError::Late);
+                }
+                end = Instant::now() + PATIENCE;
             }
             if !told(ours, pause).map_err(call("poll"))? {
                 // What the container does to it meanwhile (signals, stops) is passed by.

@@ -158,9 +158,10 @@ fn create(
     id: &str,
     bundle: &Path,
     detached: bool,
-    console: (Option<&Path>, bool),
+    (console, preserve): ((Option<&Path>, bool), u32),
     hierarchy: &Hierarchy,
 ) -> Result<(Container, Taker), Failed> {
+    preserved(preserve)?;
     let mut timing = Timing::begin();
     let mut bundle = plan::load(bundle)?;
     timing.mark("load");
@@ -178,15 +179,35 @@ fn create(
         cgroup_parent: "",
         detached,
     };
-    let plan = Plan::prepare(id, &bundle.path, &bundle.spec, &Extensions::default(), &context)?;
+    let mut plan = Plan::prepare(id, &bundle.path, &bundle.spec, &Extensions::default(), &context)?;
     timing.mark("plan");
     if plan.pid_namespace.is_some() {
         // Others are there already, and may lie in wait.
         guard_own_program()?;
     }
+    not_for_others(preserve)?;
+    plan.preserve_descriptors(preserve);
     let mut container = plan.create(own_stdio()?)?;
     container.prepend(timing);
     Ok((container, taker))
+}
+
+/// Descriptors that are to go in: each is there, so none of this program's own will have its number.
+fn preserved(count: u32) -> Result<(), Failed> {
+    match crate::sys::process::preserved(count).find(|fd| !crate::sys::process::is_open(*fd)) {
+        None => Ok(()),
+        Some(fd) => Err(Failed::new(
+            format!("--preserve-fds {count}: descriptor {fd} is not open"),
+            Some("open what is to go in from 3 on, without a gap".into()),
+        )),
+    }
+}
+
+/// Hooks and other programs on the way do not get them.
+fn not_for_others(count: u32) -> Result<(), Failed> {
+    crate::sys::process::preserved(count)
+        .try_for_each(|fd| crate::sys::process::close_on_exec(fd, true))
+        .map_err(|e| Failed::new(format!("--preserve-fds {count}: {}", e.desc()), None))
 }
 
 /// Who takes the terminal of a bundle; `console` is the console socket and whether a terminal is asked for besides.
@@ -256,8 +277,9 @@ fn carry_out(global: &Global, command: Command) -> Result<i32, Failed> {
             bundle,
             pid_file,
             console,
+            preserved,
         } => {
-            let console = (console.as_deref(), false);
+            let console = ((console.as_deref(), false), preserved);
             let (mut container, taker) = create(global, &id, &bundle, true, console, &hierarchy()?)?;
             give_terminal(&mut container, taker)?;
             write_pid_file(pid_file.as_ref(), &mut container)?;
@@ -273,12 +295,13 @@ fn carry_out(global: &Global, command: Command) -> Result<i32, Failed> {
             terminal,
             keep,
             detach,
+            preserved,
         } => {
             let hierarchy = hierarchy()?;
             // Before the clone: no signal may be lost between the start and the wait.
             let waiting =
                 run::Waiting::begin().map_err(|e| Failed::new(format!("signals: {}", e.desc()), None))?;
-            let console = (console.as_deref(), terminal);
+            let console = ((console.as_deref(), terminal), preserved);
             let (mut container, taker) = create(global, &id, &bundle, detach, console, &hierarchy)?;
             let session = give_terminal(&mut container, taker)?;
             write_pid_file(pid_file.as_ref(), &mut container)?;

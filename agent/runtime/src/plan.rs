@@ -375,6 +375,12 @@ impl Plan {
         }
     }
 
+    /// Gives `count` of the caller's descriptors, from 3 on, to the container's program. They must be open.
+    pub fn preserve_descriptors(&mut self, count: u32) {
+        self.recipe.preserved = count;
+        self.promise.preserved = count;
+    }
+
     /// Check a configuration. `bundle` is absolute.
     ///
     /// # Errors

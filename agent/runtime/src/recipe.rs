@@ -41,6 +41,8 @@ pub(crate) struct Recipe {
     /// Label of new files on file systems made for the container (SELinux `context=`).
     pub(crate) mount_label: Option<String>,
     pub(crate) oom_score_adj: Option<i32>,
+    /// Descriptors from 3 on that go in: how many.
+    pub(crate) preserved: u32,
     /// SIGKILL when the caller ends.
     pub(crate) die_with_parent: bool,
     /// createContainer hooks are there.

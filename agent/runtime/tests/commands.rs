@@ -444,3 +444,76 @@ fn list_and_version() {
     assert!(text(&b.oci(&["--version"])).contains("spec: 1.3.0"));
     end(&b);
 }
+
+#[test]
+fn descriptors_are_preserved_when_asked_for_and_no_others() {
+    // Shells do for this what a caller in C would: open from 3 on, then run.
+    let with = |b: &Bundle, words: &str| {
+        drop(b.command(&["list"])); // writes config.json
+        let script = format!(
+            "exec 3<{0}/three 4<{0}/four 5<{0}/three; exec {1} --root {2} {words}",
+            b.dir.display(),
+            common::program().display(),
+            b.root().display()
+        );
+        let mut command = Command::new("/bin/sh");
+        command
+            .args(["-c", &script])
+            .current_dir(&b.dir)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    };
+    let files = |b: &Bundle| {
+        fs::write(b.dir.join("three"), "three\n").unwrap();
+        fs::write(b.dir.join("four"), "four\n").unwrap();
+    };
+    let look =
+        "cat <&3; cat <&4; for fd in 3 4 5 6 7 8 9; do test -e /proc/$$/fd/$fd && echo has $fd; done; true";
+    let mut b = Bundle::new(look);
+    // A hook does not get them.
+    let hook = format!("ls /proc/$$/fd > {}/hook; true", b.dir.display());
+    b.set(
+        "/hooks",
+        json!({"createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", hook]}]}),
+    );
+    files(&b);
+    assert_eq!(
+        text(&with(&b, &format!("run --preserve-fds 2 {}", b.id))),
+        "three\nfour\nhas 3\nhas 4\n"
+    );
+    let in_hook = fs::read_to_string(b.dir.join("hook")).unwrap();
+    assert!(!in_hook.lines().any(|l| l == "4"), "{in_hook}");
+    b.assert_nothing_left();
+    let out = with(&b, &format!("run --preserve-fds=900 {}", b.id));
+    let message = String::from_utf8_lossy(&out.stderr);
+    assert!(message.contains("is not open"), "{message}");
+    b.assert_nothing_left();
+    let b = sleeping(|_| ());
+    files(&b);
+    let out = with(
+        &b,
+        &format!(
+            "exec --preserve-fds 1 {} sh -c 'cat <&3; test -e /proc/self/fd/4 || echo only'",
+            b.id
+        ),
+    );
+    assert_eq!(text(&out), "three\nonly\n");
+    let out = b.oci(&["exec", "--preserve-fds", "many", &b.id, "true"]);
+    assert_eq!(out.status.code(), Some(2), "{out:?}");
+    end(&b);
+}
+
+#[test]
+fn exec_into_a_paused_container_waits_for_its_resumption() {
+    let b = sleeping(|_| ());
+    assert!(b.oci(&["pause", &b.id]).status.success());
+    let mut command = b.command(&["exec", "--ignore-paused", &b.id, "echo", "thawed"]);
+    let mut exec = command.stdout(Stdio::piped()).spawn().unwrap();
+    // Longer than it would wait for one that is not paused.
+    std::thread::sleep(Duration::from_millis(5500));
+    assert_eq!(exec.try_wait().unwrap(), None);
+    assert!(b.oci(&["resume", &b.id]).status.success());
+    assert_eq!(text(&exec.wait_with_output().unwrap()), "thawed\n");
+    end(&b);
+}

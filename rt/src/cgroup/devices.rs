@@ -82,7 +82,7 @@ impl Cgroup {
     /// [`DeviceError`].
     pub fn set_devices(&self, rules: &[LinuxDeviceCgroup]) -> Result<(), DeviceError> {
         let rules: Vec<DeviceRule> = rules.iter().map(DeviceRule::try_from).collect::<Result<_, _>>()?;
-        self.set_device_rules(&DeviceRules::of(&rules))
+        self.put_rules(&DeviceRules::of(&rules), &rules)
     }
 
     /// Sets the rules of the cgroup. With v1 a process that runs there is for a moment allowed nothing.
@@ -90,6 +90,11 @@ impl Cgroup {
     /// # Errors
     /// [`DeviceError`].
     pub fn set_device_rules(&self, rules: &DeviceRules) -> Result<(), DeviceError> {
+        self.put_rules(rules, &[])
+    }
+
+    /// `words`: the rules as they were asked for.
+    fn put_rules(&self, rules: &DeviceRules, words: &[DeviceRule]) -> Result<(), DeviceError> {
         match self.need("linux.resources.devices", Controller::Devices)? {
             (Version::V1, dir) => {
                 let exceptions = rules.exceptions()?;
@@ -106,7 +111,8 @@ impl Cgroup {
                 } else {
                     "devices.allow"
                 };
-                file::write_each(&dir.join(name), exceptions.iter().map(DeviceRule::line))?;
+                let lines = exceptions.iter().map(|e| e.as_asked(&exceptions, words).line());
+                file::write_each(&dir.join(name), lines)?;
                 Ok(())
             }
             (Version::V2, dir) => attach(dir, rules),

@@ -178,6 +178,27 @@ impl DeviceRule {
             && self.access.meets(other.access)
     }
 
+    /// This rule in the words it was asked for in, where they mean the same: what a wider rule of `list` allows anyway
+    /// (`c *:* m`) is left out of it, and others look for what they asked for in devices.list.
+    pub(crate) fn as_asked(&self, list: &[DeviceRule], words: &[DeviceRule]) -> DeviceRule {
+        let means_the_same = |asked: &&DeviceRule| {
+            let more = asked.access.without(self.access);
+            let wider = |w: &DeviceRule| w != self && w.allow && w.covers(self);
+            let given = |more: Access| list.iter().any(|w| wider(w) && more.without(w.access).is_none());
+            asked.access.with(self.access) == asked.access && more.is_none_or(given)
+        };
+        let same = |asked: &&DeviceRule| {
+            DeviceRule {
+                access: self.access,
+                ..**asked
+            } == *self
+        };
+        match words.iter().filter(same).rfind(means_the_same) {
+            Some(asked) if self.allow => *asked,
+            _ => *self,
+        }
+    }
+
     /// The line for `devices.allow` and `devices.deny`.
     pub(crate) fn line(&self) -> String {
         let kind = match self.kind {

@@ -34,6 +34,8 @@ pub(super) struct Join<'a> {
     pub(super) oom_score_adj: Option<i32>,
     pub(super) entries: &'a [PathBuf],
     pub(super) first_cpus: Option<&'a CpuSet>,
+    /// Descriptors from 3 on that go in: how many.
+    pub(super) preserved: u32,
 }
 
 fn own(promise: Option<&NamespacePromise>) -> bool {
@@ -111,6 +113,10 @@ fn enter(
     }
     setns(join.pidfd, kinds).step("join namespaces", "")?;
     let mut keep = vec![socket.as_raw_fd()];
+    for fd in sys::preserved(join.preserved) {
+        sys::close_on_exec(fd, false).step("preserve descriptor", fd.to_string())?;
+        keep.push(fd);
+    }
     keep.extend(label.as_ref().map(|(fd, _)| fd.as_raw_fd()));
     sys::close_all_but(&keep).step("close descriptors", "")?;
     std::mem::forget(proc); // closed by number

@@ -38,6 +38,10 @@ pub struct ExecRequest {
     pub first_cpus: Option<CpuSet>,
     /// CPUs of the program (`execCPUAffinity.final`).
     pub cpus: Option<CpuSet>,
+    /// So many of the caller's descriptors, from 3 on, go in. They must be open.
+    pub preserved: u32,
+    /// A paused container is joined too: the process begins once it is resumed, and the caller waits for that.
+    pub while_paused: bool,
     /// A whole OCI process instead: everything in it counts, nothing is the container's own but the filter.
     pub process: Option<Box<oci::Process>>,
 }
@@ -108,6 +112,7 @@ impl Container {
         promise.isolation = IsolationPromise::None;
         promise.timer_slack_ns = None;
         promise.start_time = None;
+        promise.preserved = request.preserved;
         promise.scheduler = scheduler.as_ref().map(|(s, _)| *s);
         promise.terminal = process.terminal.is_some();
         // A program is not held to the cores of the container's first process, but to those of its cgroup.

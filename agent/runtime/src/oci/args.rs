@@ -29,6 +29,7 @@ pub(super) enum Command {
         bundle: PathBuf,
         pid_file: Option<PathBuf>,
         console: Option<PathBuf>,
+        preserved: u32,
     },
     Start {
         id: String,
@@ -41,6 +42,7 @@ pub(super) enum Command {
         terminal: bool,
         keep: bool,
         detach: bool,
+        preserved: u32,
     },
     State {
         id: String,
@@ -122,14 +124,15 @@ pub(super) enum Usage {
 const HELP: &str = "\
 usage: berth oci [--root DIR] [--log FILE] [--log-format text|json] COMMAND
 
-  create [--bundle DIR] [--pid-file FILE] [--console-socket SOCKET] ID
+  create [--bundle DIR] [--pid-file FILE] [--console-socket SOCKET] [--preserve-fds N] ID
                                                make a container, do not start its program
   start ID                                     prove it and start its program
-  run [--bundle DIR] [--pid-file FILE] [--console-socket SOCKET] [--tty] [--detach] [--keep] ID
+  run [--bundle DIR] [--pid-file FILE] [--console-socket SOCKET] [--tty] [--detach] [--keep]
+      [--preserve-fds N] ID
                                                create, start, wait, delete
   exec [--process FILE] [--tty] [--console-socket SOCKET] [--detach] [--pid-file FILE] [--cwd DIR]
        [--env NAME=VALUE] [--user UID[:GID]] [--additional-gids GID] [--cap CAPABILITY] [--no-new-privs]
-       [--process-label LABEL] [--apparmor PROFILE] ID PROGRAM [ARGUMENT…]
+       [--process-label LABEL] [--apparmor PROFILE] [--preserve-fds N] [--ignore-paused] ID PROGRAM [ARGUMENT…]
                                                one more process inside, proven like the first
   state ID                                     its OCI state as JSON
   kill [--all] ID [SIGNAL]                     send a signal (default SIGTERM)
@@ -153,18 +156,10 @@ const REFUSED: &[(&str, &str)] = &[
         "--no-new-keyring",
         "every container has a session keyring of its own",
     ),
-    (
-        "--preserve-fds",
-        "no descriptor but the standard three is passed on",
-    ),
     ("--no-subreaper", "no subreaper is set"),
     ("--rootless", "berth runs as root"),
     ("--criu", "checkpoints are not supported"),
     ("--cgroup", "a joined process is in the container's own cgroup"),
-    (
-        "--ignore-paused",
-        "a paused container runs nothing: resume it first",
-    ),
     (
         "--kernel-memory",
         "the kernel has no limit of its own for kernel memory any more",
@@ -316,6 +311,7 @@ struct Options {
     terminal: bool,
     keep: bool,
     detach: bool,
+    preserved: u32,
     all: bool,
     force: bool,
     once: bool,
@@ -346,6 +342,7 @@ fn command(name: &str, words: &mut Words<'_>) -> Result<Command, Bad> {
                 ("create" | "run", "-b" | "--bundle") => o.bundle = Some(words.value(&option)?.into()),
                 ("create" | "run", "--pid-file") => o.pid_file = Some(words.value(&option)?.into()),
                 ("create" | "run", "--console-socket") => o.console = Some(words.value(&option)?.into()),
+                ("create" | "run", "--preserve-fds") => o.preserved = descriptors(&words.value(&option)?)?,
                 ("run", "-t" | "--tty") => o.terminal = true,
                 ("run", "-d" | "--detach") => o.detach = true,
                 ("run", "--keep") => o.keep = true,
@@ -379,6 +376,16 @@ fn seconds(text: &OsStr) -> Result<u64, Bad> {
     })
 }
 
+/// How many descriptors: 0 to 1024.
+fn descriptors(text: &OsStr) -> Result<u32, Bad> {
+    let text = text.to_string_lossy();
+    let number = text.parse::<u32>().ok().filter(|n| *n <= 1024);
+    number.ok_or_else(|| {
+        let hint = "how many descriptors go in, from 3 on: 0 to 1024".to_owned();
+        Bad(format!("--preserve-fds `{text}`"), Some(hint))
+    })
+}
+
 fn finish(name: &str, o: Options) -> Result<Command, Bad> {
     let text = |value: &OsStr| value.to_string_lossy().into_owned();
     let wanted = match name {
@@ -400,6 +407,7 @@ fn finish(name: &str, o: Options) -> Result<Command, Bad> {
             bundle,
             pid_file: o.pid_file,
             console: o.console,
+            preserved: o.preserved,
         },
         "start" => Command::Start { id },
         "run" => Command::Run {
@@ -410,6 +418,7 @@ fn finish(name: &str, o: Options) -> Result<Command, Bad> {
             terminal: o.terminal,
             keep: o.keep,
             detach: o.detach,
+            preserved: o.preserved,
         },
         "state" => Command::State { id },
         "kill" => {

@@ -39,6 +39,8 @@ fn request(container: &Container, args: &ExecArgs) -> Result<ExecRequest, Failed
         return Ok(ExecRequest {
             terminal: args.terminal.then(Size::default),
             process: Some(Box::new(process)),
+            preserved: args.preserved,
+            while_paused: args.while_paused,
             ..ExecRequest::default()
         });
     }
@@ -91,12 +93,16 @@ fn request(container: &Container, args: &ExecArgs) -> Result<ExecRequest, Failed
         no_new_privs: args.no_new_privs,
         label: args.label.clone(),
         terminal: args.terminal.then(Size::default),
+        preserved: args.preserved,
+        while_paused: args.while_paused,
         ..ExecRequest::default()
     })
 }
 
 pub(super) fn exec(global: &Global, args: &ExecArgs) -> Result<i32, Failed> {
+    super::preserved(args.preserved)?;
     super::guard_own_program()?;
+    super::not_for_others(args.preserved)?;
     let hierarchy = hierarchy()?;
     let container = Container::open(&global.root, &args.id, &hierarchy)?;
     let mut request = request(&container, args)?;

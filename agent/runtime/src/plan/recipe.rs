@@ -70,6 +70,7 @@ pub(super) fn write(
         ));
     }
     Ok(Recipe {
+        preserved: 0,
         id: id.to_owned(),
         root,
         root_flags: root_flags(root_readonly, extensions),

@@ -77,8 +77,11 @@ pub struct Promise {
     pub personality: Option<u32>,
     /// True: the process has a controlling terminal on a devpts.
     pub terminal: bool,
-    /// True: at the exec stop the process has no open descriptor but 0, 1 and 2 (CVE-2024-21626).
+    /// True: at the exec stop the process has no open descriptor but 0, 1, 2 (CVE-2024-21626) and [`Self::preserved`].
     pub only_stdio: bool,
+    /// So many descriptors from 3 on were given in by who called.
+    #[serde(default)]
+    pub preserved: u32,
     /// Field 22 of /proc/PID/stat: the pid still means the same process.
     pub start_time: Option<u64>,
     /// True: /proc/PID/exe must be another file than the reader's own executable (checked after exec).

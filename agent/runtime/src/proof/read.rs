@@ -78,7 +78,7 @@ pub fn read(promise: &Promise, pid: i32, stage: Stage, place: &Where<'_>) -> Res
     interfaces(&mut facts, promise, &process, stage, place.proc_root);
     identity(&mut facts, promise, &process, stage, place.proc_root);
     if stage == Stage::ExecStop && promise.only_stdio {
-        descriptors(&mut facts, &process);
+        descriptors(&mut facts, promise.preserved, &process);
     }
     if stage != Stage::Armed {
         final_values(&mut facts, promise, &process);
@@ -361,8 +361,15 @@ fn terminal(stat: &str) -> Option<u32> {
 }
 
 /// What is open when the program begins came from outside; what it opens later is its own.
-fn descriptors(facts: &mut Facts, process: &Process) {
-    let (promised, source) = ("0, 1, 2 at most", process.source("fd"));
+fn descriptors(facts: &mut Facts, preserved: u32, process: &Process) {
+    let last = 2 + i32::try_from(preserved).unwrap_or(0);
+    let (promised, source) = (
+        match preserved {
+            0 => "0, 1, 2 at most".to_owned(),
+            _ => format!("0 to {last} at most"),
+        },
+        process.source("fd"),
+    );
     match process.descriptors() {
         Ok(mut open) => {
             open.sort_unstable();
@@ -372,7 +379,7 @@ fn descriptors(facts: &mut Facts, process: &Process) {
                 promised,
                 words.join(", "),
                 source,
-                open.iter().all(|fd| *fd <= 2),
+                open.iter().all(|fd| *fd <= last),
             );
         }
         Err(e) => facts.unreadable("descriptors", promised, source, &e),

@@ -281,6 +281,24 @@ pub(crate) fn close_all_but(keep: &[RawFd]) -> Result<(), Errno> {
     Ok(())
 }
 
+/// The numbers of `count` descriptors behind the standard ones.
+pub(crate) fn preserved(count: u32) -> impl Iterator<Item = RawFd> {
+    (3..3u32.saturating_add(count)).filter_map(|fd| RawFd::try_from(fd).ok())
+}
+
+/// Is this number an open descriptor?
+pub(crate) fn is_open(fd: RawFd) -> bool {
+    // SAFETY: no pointers; a number that is not open is answered EBADF.
+    unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
+}
+
+/// Whether a descriptor is closed at exec.
+pub(crate) fn close_on_exec(fd: RawFd, closed: bool) -> Result<(), Errno> {
+    let flags = if closed { libc::FD_CLOEXEC } else { 0 };
+    // SAFETY: no pointers.
+    Errno::result(unsafe { libc::fcntl(fd, libc::F_SETFD, flags) }).map(drop)
+}
+
 /// dup2(2) onto 0, 1 or 2 (not close-on-exec).
 pub(crate) fn dup_onto(fd: RawFd, target: RawFd) -> Result<(), Errno> {
     if fd == target {

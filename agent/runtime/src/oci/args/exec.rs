@@ -22,6 +22,8 @@ pub(in crate::oci) struct ExecArgs {
     pub(in crate::oci) capabilities: Vec<String>,
     pub(in crate::oci) no_new_privs: bool,
     pub(in crate::oci) label: Option<String>,
+    pub(in crate::oci) preserved: u32,
+    pub(in crate::oci) while_paused: bool,
 }
 
 pub(super) fn parse(words: &mut Words<'_>) -> Result<ExecArgs, Bad> {
@@ -51,6 +53,8 @@ pub(super) fn parse(words: &mut Words<'_>) -> Result<ExecArgs, Bad> {
                     .push(group.map_err(|_| Bad(format!("{option} `{value}` is no group id"), None))?);
             }
             "-c" | "--cap" => o.capabilities.push(text()?),
+            "--preserve-fds" => o.preserved = super::descriptors(text()?.as_ref())?,
+            "--ignore-paused" => o.while_paused = true,
             "--no-new-privs" => o.no_new_privs = true,
             "--process-label" | "--apparmor" => o.label = Some(text()?),
             _ => return Err(unknown(&option, " of exec")),

@@ -31,7 +31,8 @@ fn command_lines() {
             console: None,
             terminal: false,
             keep: false,
-            detach: false
+            detach: false,
+            preserved: 0
         }
     );
     let kill = of("kill --all x KILL").unwrap().command;
