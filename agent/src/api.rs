@@ -205,6 +205,9 @@ pub(crate) struct Container {
     /// Kernel threads that do not get its CPUs.
     #[serde(default)]
     pub starved: Vec<String>,
+    /// Interfaces (their names inside) and devices that it was given and that have gone.
+    #[serde(default)]
+    pub lacks: Vec<String>,
     /// How it, or the one before it, ended.
     pub exit: Option<Exit>,
     /// Why it does not run.

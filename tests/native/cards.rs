@@ -134,9 +134,15 @@ fn hot() -> Result<()> {
         veth.unplug()?;
         agent.wait_for("it has no card", |a| Ok(!inside(a, &["link"])?.contains(" wan")))?;
         agent.ok(&["prove", &named])?;
+        let running = agent.in_state("running")?;
+        ensure!(running[0]["lacks"] == serde_json::json!(["wan"]), "{running:?}");
+        ensure!(agent.ok(&["ps"])?.contains("lacks wan"), "not in the table");
         plug("bt7", "02:be:27:00:00:07")?;
         agent.wait_for("it has its card again", |a| {
             Ok(inside(a, &["address"])?.contains("10.9.8.8/24"))
+        })?;
+        agent.wait_for("it lacks nothing", |a| {
+            Ok(a.in_state("running")?[0]["lacks"] == serde_json::json!([]))
         })?;
         agent.ok(&["prove", &named])?;
         ensure!(pid(&agent, "card")? == before, "it was started anew");

@@ -13,6 +13,7 @@ mod escape;
 mod firmware;
 mod journey;
 mod lanes;
+mod media;
 mod on_guest;
 mod plain;
 mod plug;
@@ -55,8 +56,9 @@ fn boots() -> Vec<(Spec, Vec<Tests>)> {
                 profiles::tests,
                 escape::tests,
                 tuning::tests,
-                // The last of its boot: it resets the guest.
+                // The last of its boot: they reset the guest.
                 watchdog::tests,
+                plug::in_place,
             ],
         ),
         (
@@ -66,6 +68,7 @@ fn boots() -> Vec<(Spec, Vec<Tests>)> {
                 quiet::plugged,
                 rig::tests,
                 devices::tests,
+                media::tests,
                 plug::tests,
             ],
         ),

@@ -22,12 +22,21 @@ pub(crate) fn tests(guest: &Guest) -> Vec<Trial> {
             given_back,
         ),
         guest.test("plug: while the agent is away", while_away),
+        guest.test("plug: while the agent comes up", while_coming),
         guest.test(
             "plug: a stick is pulled out while its file system is mounted",
             stick,
         ),
         guest.test("plug: a hostile serial number is made safe or refused", hostile),
     ]
+}
+
+/// The last of a boot without udevd: it resets the guest.
+pub(crate) fn in_place(guest: &Guest) -> Vec<Trial> {
+    vec![guest.test(
+        "plug: in place over a reset of the node, started once",
+        over_a_reset,
+    )]
 }
 
 /// Rounds of a test that one CI run does `once` times.
@@ -38,7 +47,7 @@ pub(crate) fn rounds(once: usize) -> usize {
     once * more.unwrap_or(1)
 }
 
-fn workload(name: &str, cpus: &str) -> String {
+pub(crate) fn workload(name: &str, cpus: &str) -> String {
     format!(
         "apiVersion: berth/v1\nkind: Workload\nmetadata: {{name: {name}}}\nspec:\n  image: berth-sample-busybox:latest\n  \
          command: [\"/bin/sleep\", \"100000\"]\n  run: onDevice\n  profile: device-worker\n  cpus: {cpus}\n  \
@@ -46,7 +55,7 @@ fn workload(name: &str, cpus: &str) -> String {
     )
 }
 
-fn rule(name: &str, rest: &str) -> String {
+pub(crate) fn rule(name: &str, rest: &str) -> String {
     format!(
         "apiVersion: berth/v1\nkind: HotplugRule\nmetadata: {{name: {name}}}\nspec:\n  workload: {name}\n{rest}"
     )
@@ -289,4 +298,53 @@ fn while_away(vm: &mut Vm) -> Result<()> {
     on_guest::agent(vm)?;
     on_guest::gone(vm, "away")?;
     on_guest::delete(vm, &documents)
+}
+
+/// How often a container was started.
+fn starts(vm: &mut Vm, name: &str) -> Result<usize> {
+    let count = vm.sh(&format!("berth events | grep -c 'started.*{name}'; true"))?;
+    Ok(count.trim().parse()?)
+}
+
+fn while_coming(vm: &mut Vm) -> Result<()> {
+    on_guest::agent(vm)?;
+    let documents = workload("coming", "shared") + &rule("coming", ADAPTER);
+    on_guest::apply(vm, &documents)?;
+    for round in 0..rounds(2) {
+        on_guest::kill_agent(vm)?;
+        // Sometimes it is enumerated, sometimes its event comes, sometimes both.
+        vm.sh("setsid berth agent >>/run/berth-agent.log 2>&1 </dev/null & true")?;
+        vm.plug("usb-serial", adapter("a", "adapter0", "1", "BERTHA4"))?;
+        vm.until("the agent answers", "berth ps", LIMIT)?;
+        let name = on_guest::running(vm, "coming")?;
+        vm.sh("sleep 2")?;
+        let count = starts(vm, &name)?;
+        ensure!(count == 1, "round {round}: {count} starts");
+        one(vm, "coming")?;
+        vm.unplug("a")?;
+        on_guest::gone(vm, "coming")?;
+    }
+    on_guest::delete(vm, &documents)
+}
+
+fn over_a_reset(vm: &mut Vm) -> Result<()> {
+    on_guest::agent(vm)?;
+    let documents = workload("place", "shared") + &rule("place", &format!("{ADAPTER}  identity: serial\n"));
+    vm.sh(&format!("cat >/etc/berth/place.yaml <<'EOF'\n{documents}\nEOF\n"))?;
+    vm.plug("usb-serial", adapter("a", "adapter0", "1", "BERTHA5"))?;
+    vm.sh("sync")?;
+    vm.qmp("system_reset", json!({}))?;
+    vm.ready()?;
+    // There before the agent is.
+    vm.sh("modprobe -a xhci_pci ftdi_sio")?;
+    vm.until("the kernel has it", "ls /dev/ttyUSB0", LIMIT)?;
+    on_guest::agent(vm)?;
+    let name = on_guest::running(vm, "place")?;
+    vm.sh("sleep 3")?;
+    let count = starts(vm, &name)?;
+    ensure!(count == 1, "{count} starts after the reset");
+    one(vm, "place")?;
+    vm.sh("rm /etc/berth/place.yaml")?;
+    vm.unplug("a")?;
+    on_guest::gone(vm, "place")
 }

@@ -34,6 +34,7 @@ pub(super) fn print(containers: &[Container]) -> std::io::Result<()> {
             let note = match (&c.reason, c.drift.is_empty(), &c.exit) {
                 (Some(reason), ..) => reason.clone(),
                 (None, false, _) => format!("drift: {}", c.drift.join("; ")),
+                (None, true, _) if !c.lacks.is_empty() => format!("lacks {}", c.lacks.join(", ")),
                 (None, true, Some(exit)) if c.phase != "running" => exit_words(exit),
                 _ => String::new(),
             };

@@ -326,6 +326,19 @@ impl Instance {
         }
     }
 
+    /// What it was given and has no longer: names inside of interfaces, names of other devices.
+    pub(crate) fn lacks(&self) -> Vec<String> {
+        let name = |given: &Given| match given.interfaces.first() {
+            Some(interface) => interface.inside().clone(),
+            None => given.facts.sysname.clone(),
+        };
+        let gone = self
+            .given
+            .iter()
+            .filter(|given| given.taken && self.pid.is_some());
+        gone.map(name).collect()
+    }
+
     /// The request for a new container goes out at `now`.
     pub(crate) fn begin_life(&mut self, now: u64) {
         self.phase = Phase::Launching;

@@ -59,6 +59,7 @@ impl Agent {
                 Phase::Running => instance.starved.iter().map(ToString::to_string).collect(),
                 _ => Vec::new(),
             },
+            lacks: instance.lacks(),
             exit: instance.exit.or(past.and_then(|p| p.exit)),
             reason: match &instance.phase {
                 Phase::Waiting { why } | Phase::Partial { why } => Some(why.clone()),

@@ -165,6 +165,13 @@ impl fmt::Display for Key {
     }
 }
 
+/// What of a device a rule is looked up by.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Anchor {
+    Kernel,
+    Env(String),
+}
+
 /// The right side of a clause.
 #[derive(Debug, Clone)]
 pub(crate) struct Pattern {
@@ -274,6 +281,19 @@ impl Match {
         parse::parse(text)
     }
 
+    /// Clauses of the device itself that ask for one of some plain texts: what rules can be looked up by.
+    fn anchors(&self) -> impl Iterator<Item = (Anchor, Vec<&str>)> {
+        let tests = self.lines.iter().flat_map(|l| &l.tests);
+        tests.filter(|t| t.equal && !t.compares_hex()).filter_map(|t| {
+            let anchor = match &t.key {
+                Key::Kernel => Anchor::Kernel,
+                Key::Env(name) if name != "ACTION" => Anchor::Env(name.clone()),
+                _ => return None,
+            };
+            Some((anchor, t.pattern.literals()?))
+        })
+    }
+
     fn asks_driver(&self) -> bool {
         let of_driver = |key: &Key| match key {
             Key::Driver | Key::Drivers => true,
@@ -356,3 +376,6 @@ mod oracle;
 
 #[cfg(test)]
 mod rules_tests;
+
+#[cfg(test)]
+mod index_tests;

@@ -3,11 +3,11 @@
 //! Invariant: at most one. Of several rules that match, the one with the highest priority; two with the same
 //! highest priority are an error that names both, never a silent choice.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use thiserror::Error;
 
-use super::{Matched, Rule, View};
+use super::{Anchor, Matched, Rule, View};
 use crate::event::Action;
 use crate::safe;
 
@@ -15,10 +15,14 @@ use crate::safe;
 #[derive(Debug, Default)]
 pub struct Rules {
     rules: Vec<Rule>,
-    /// Rules with a literal SUBSYSTEM, by subsystem.
+    /// Rules with a literal KERNEL or ENV, by its value.
+    by_value: Vec<(Anchor, HashMap<String, Vec<usize>>)>,
+    /// Of the others those with a literal SUBSYSTEM, by subsystem.
     by_subsystem: HashMap<String, Vec<usize>>,
     /// All others.
     any: Vec<usize>,
+    /// The subsystems that rules name; absent: some rule names none.
+    subsystems: Option<BTreeSet<String>>,
     /// Rules that look at removals.
     removals: Vec<usize>,
 }
@@ -54,21 +58,51 @@ impl Tie {
 impl Rules {
     /// Arranges rules.
     pub fn new(rules: Vec<Rule>) -> Rules {
-        let mut set = Rules::default();
+        let mut set = Rules {
+            subsystems: Some(BTreeSet::new()),
+            ..Rules::default()
+        };
+        let anchors: Vec<_> = rules.iter().map(|rule| rule.matches.anchors()).collect();
+        // By what tells most rules apart.
+        let mut values: HashMap<&Anchor, HashSet<&str>> = HashMap::new();
+        for (anchor, texts) in anchors.iter().flatten() {
+            values.entry(anchor).or_default().extend(texts);
+        }
+        let put = |of: &mut Vec<usize>, n: usize| {
+            // `SUBSYSTEM=="tty|tty"` is one rule still.
+            if of.last() != Some(&n) {
+                of.push(n);
+            }
+        };
         for (n, rule) in rules.iter().enumerate() {
+            let subsystems = rule.matches.subsystems();
+            match (&mut set.subsystems, &subsystems) {
+                (Some(all), Some(own)) => all.extend(own.iter().map(|s| (*s).to_owned())),
+                (all, None) => *all = None,
+                (None, _) => {}
+            }
             if rule.of_removals() {
                 set.removals.push(n);
                 continue;
             }
-            match rule.matches.subsystems() {
-                Some(subsystems) => subsystems.into_iter().for_each(|s| {
-                    let of = set.by_subsystem.entry(s.to_owned()).or_default();
-                    // `SUBSYSTEM=="tty|tty"` is one rule still.
-                    if of.last() != Some(&n) {
-                        of.push(n);
+            let best = anchors[n]
+                .iter()
+                .max_by_key(|(anchor, _)| values.get(anchor).map_or(0, HashSet::len));
+            match (best, subsystems) {
+                (Some((anchor, texts)), _) => {
+                    let at = set.by_value.iter().position(|(known, _)| known == anchor);
+                    let at = at.unwrap_or_else(|| {
+                        set.by_value.push((anchor.clone(), HashMap::new()));
+                        set.by_value.len() - 1
+                    });
+                    for text in texts {
+                        put(set.by_value[at].1.entry((*text).to_owned()).or_default(), n);
                     }
-                }),
-                None => set.any.push(n),
+                }
+                (None, Some(subsystems)) => subsystems
+                    .into_iter()
+                    .for_each(|s| put(set.by_subsystem.entry(s.to_owned()).or_default(), n)),
+                (None, None) => set.any.push(n),
             }
         }
         set.rules = rules;
@@ -87,20 +121,23 @@ impl Rules {
 
     /// The subsystems that an enumeration has to look at, sorted; `None`: all.
     pub fn subsystems(&self) -> Option<Vec<String>> {
-        if !self.any.is_empty() {
-            return None;
-        }
-        let mut names: std::collections::BTreeSet<String> = self.by_subsystem.keys().cloned().collect();
-        for n in &self.removals {
-            names.extend(
-                self.rules[*n]
-                    .matches
-                    .subsystems()?
-                    .into_iter()
-                    .map(str::to_owned),
-            );
-        }
-        Some(names.into_iter().collect())
+        self.subsystems
+            .as_ref()
+            .map(|names| names.iter().cloned().collect())
+    }
+
+    /// The rules that may match the device under `view`.
+    pub(super) fn candidates(&self, view: &View<'_>) -> impl Iterator<Item = &Rule> {
+        let device = view.device();
+        let by_value = self.by_value.iter().filter_map(|(anchor, rules)| match anchor {
+            Anchor::Kernel => rules.get(view.sysname()),
+            Anchor::Env(name) => rules.get(device.property(name).unwrap_or_default()),
+        });
+        by_value
+            .chain(self.by_subsystem.get(device.subsystem().unwrap_or_default()))
+            .flatten()
+            .chain(&self.any)
+            .map(|n| &self.rules[*n])
     }
 
     /// The rule of the device under `view`.
@@ -130,15 +167,7 @@ impl Rules {
         action: Action,
         counts: impl Fn(&Rule) -> bool,
     ) -> Result<Option<Chosen<'_>>, Tie> {
-        let own = self
-            .by_subsystem
-            .get(view.device().subsystem().unwrap_or_default());
-        let candidates = own
-            .into_iter()
-            .flatten()
-            .chain(&self.any)
-            .map(|n| &self.rules[*n]);
-        pick(view, action, candidates.filter(|rule| counts(rule)))
+        pick(view, action, self.candidates(view).filter(|rule| counts(rule)))
     }
 }
 

@@ -1,55 +1,12 @@
 //! The document of a rule and its faults, the choice between rules, combined matches, identity, what is rendered.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::tests::{tree, tty};
 use super::*;
 use crate::device::Device;
 use crate::event::Action;
-
-#[test]
-fn a_thousand_rules_and_a_thousand_devices() {
-    let rules = (0..1000).map(|n| match n % 3 {
-        0 => rule(
-            &format!("r{n}"),
-            &format!("SUBSYSTEM==\"tty\", KERNEL==\"ttyUSB{n}\""),
-            n,
-        ),
-        1 => rule(
-            &format!("r{n}"),
-            &format!("SUBSYSTEM==\"net\", ENV{{ID_SERIAL}}==\"S{n}\""),
-            n,
-        ),
-        _ => rule(
-            &format!("r{n}"),
-            &format!("SUBSYSTEM==\"block\", ENV{{ID_SERIAL}}==\"S{n}*\""),
-            n,
-        ),
-    });
-    let rules = Rules::new(rules.collect());
-    let devices: Vec<Device> = (0..1000)
-        .map(|n| {
-            let subsystem = ["tty", "net", "block"][n % 3];
-            let record = serde_json::json!({
-                "sysRoot": "/nonexistent",
-                "devpath": format!("/devices/{subsystem}/ttyUSB{n}"),
-                "properties": {"SUBSYSTEM": subsystem, "ID_SERIAL": format!("S{n}")},
-            });
-            serde_json::from_value(record).unwrap()
-        })
-        .collect();
-    let start = Instant::now();
-    for (n, device) in devices.iter().enumerate() {
-        let chosen = rules.choose(&View::new(device), Action::Add).unwrap().unwrap();
-        assert!(
-            chosen.rule.name == format!("r{n}") || n % 3 == 2,
-            "{n}: {}",
-            chosen.rule.name
-        );
-    }
-    println!("a million pairs in {:?}", start.elapsed());
-}
 
 pub(super) fn rule(name: &str, text: &str, priority: i32) -> Rule {
     let spec = serde_json::json!({"match": text, "workload": "pump", "priority": priority});
@@ -655,35 +612,4 @@ fn triggers_and_forbidding() {
     let chosen = rules.choose_where(&view, Action::Add, |rule| !rule.spec.forbid);
     assert_eq!(chosen.unwrap().unwrap().rule.name, "here");
     assert_eq!(rules.subsystems(), Some(vec!["tty".into()]));
-}
-
-#[test]
-fn a_function_is_given_alone_and_not_by_its_driver() {
-    let faults = |more: &str, matches: serde_json::Value| {
-        let mut value = serde_json::json!({"match": matches, "workload": "w", "vfio": {}});
-        let more: serde_json::Value = serde_json::from_str(more).unwrap();
-        value
-            .as_object_mut()
-            .unwrap()
-            .extend(more.as_object().unwrap().clone());
-        let spec: RuleSpec = serde_json::from_value(value).unwrap();
-        let all = spec.validate();
-        all.iter().map(|p| p.path.clone()).collect::<Vec<_>>().join(" ")
-    };
-    let class = || serde_json::json!("SUBSYSTEM==\"pci\", ATTR{class}==\"0x010802\"");
-    assert_eq!(faults("{}", class()), "");
-    assert_eq!(faults(r#"{"vfio": {"wholeGroup": true}}"#, class()), "");
-    assert_eq!(faults(r#"{"device": {}}"#, class()), "device");
-    assert_eq!(faults(r#"{"interface": {}}"#, class()), "interface");
-    assert_eq!(faults(r#"{"armed": 1}"#, class()), "armed");
-    assert_eq!(
-        faults(r#"{"unplug": {"grace": "1s"}}"#, class())
-            .split(' ')
-            .next(),
-        Some("unplug")
-    );
-    for of_driver in ["DRIVER==\"nvme\"", "DRIVERS==\"nvme\"", "ENV{DRIVER}==\"nvme\""] {
-        let nested = serde_json::json!({"all": ["SUBSYSTEM==\"pci\"", {"not": of_driver}]});
-        assert_eq!(faults("{}", nested), "match", "{of_driver}");
-    }
 }

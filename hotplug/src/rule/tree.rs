@@ -11,7 +11,7 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::spec::Problem;
-use super::{Clause, Explanation, Match, Matched, View};
+use super::{Anchor, Clause, Explanation, Match, Matched, View};
 use crate::device::Device;
 use crate::event::Action;
 use crate::safe;
@@ -251,6 +251,15 @@ impl Tree {
             Tree::Leaf(leaf) => leaf.asks_driver(),
             Tree::All(of) | Tree::Any(of) => of.iter().any(Tree::asks_driver),
             Tree::Not(of) => of.asks_driver(),
+        }
+    }
+
+    /// Clauses that must hold if this is to: see [`Match::anchors`].
+    pub(super) fn anchors(&self) -> Vec<(Anchor, Vec<&str>)> {
+        match self {
+            Tree::Leaf(leaf) => leaf.anchors().collect(),
+            Tree::All(of) => of.iter().flat_map(Tree::anchors).collect(),
+            Tree::Any(_) | Tree::Not(_) => Vec::new(),
         }
     }
 
