@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use berth_tests::agent::Agent;
-use berth_tests::node::Loop;
+use berth_tests::node::{Loop, Veth, ip};
 use libtest_mimic::Trial;
 
 use crate::journey::{name, pid, wait_gone, wait_running};
@@ -24,6 +24,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         ),
         test("plug::two rules of one priority start nothing", tie),
         test("plug::links, owner and templates inside", inside),
+        test("plug::renamed, it is the same device", renamed),
         test("plug::recorded, and simulated without root", simulated),
         test("plug::a burst of 10,000 events while the agent is stopped", burst),
     ]
@@ -288,6 +289,34 @@ fn inside() -> Result<()> {
     );
     disk.unplug()?;
     wait_gone(&mut agent, "hot")?;
+    agent.finish()
+}
+
+/// A rule for what has no node: its container is given nothing, and stays while the interface has another name.
+fn renamed() -> Result<()> {
+    let mut agent = Agent::start("renamed")?;
+    agent.apply(&documents("  match: SUBSYSTEM==\"net\", KERNEL==\"btr[0-9]\"\n"))?;
+    let mut veth = Veth::plug("btr1")?;
+    wait_running(&mut agent, "hot", 1)?;
+    let before = pid(&agent, "hot")?;
+    ip(&["link", "set", "btr1", "name", "btr2"])?;
+    agent.wait_for("the new name is known", |a| {
+        let list = a.in_state("running")?;
+        Ok(list.len() == 1 && list[0]["device"] == "btr2" && list[0]["pid"].as_i64() == Some(before))
+    })?;
+    // A name that the rule does not have: it matches no longer.
+    ip(&["link", "set", "btr2", "name", "other0"])?;
+    wait_gone(&mut agent, "hot")?;
+    ip(&["link", "set", "other0", "name", "btr3"])?;
+    wait_running(&mut agent, "hot", 1)?;
+    veth.unplug()?;
+    wait_gone(&mut agent, "hot")?;
+    let starts = agent
+        .ok(&["events"])?
+        .lines()
+        .filter(|l| l.contains(" started ") && l.contains("hot-"))
+        .count();
+    ensure!(starts == 2, "{starts} starts");
     agent.finish()
 }
 

@@ -149,6 +149,19 @@ impl State {
         }
     }
 
+    /// The same device under another name: who has it knows.
+    pub(super) fn learn(&mut self, facts: &Arc<Facts>) {
+        let same = |had: &Facts| had.key == facts.key && had.incarnation == facts.incarnation;
+        for instance in self.instances.values_mut() {
+            for given in instance.given.iter_mut().filter(|g| !g.taken && same(&g.facts)) {
+                given.facts = facts.clone();
+            }
+            if instance.device.as_ref().is_some_and(|device| same(device)) {
+                instance.device = Some(facts.clone());
+            }
+        }
+    }
+
     /// The same device under another key: a container that has it keeps it.
     pub(super) fn moved(
         &mut self,

@@ -231,9 +231,13 @@ impl State {
     fn device(&mut self, facts: Arc<device::Facts>, matches: Vec<device::RuleMatch>, out: &mut Vec<Effect>) {
         let before = self.devices.get(&facts.key);
         let known = before.is_some_and(|p| p.facts.incarnation == facts.incarnation);
+        let other = known && before.is_some_and(|p| *p.facts != *facts);
         let slots: Vec<Slot> = before.into_iter().flat_map(Present::slots).collect();
         for slot in slots {
             self.forget_member(&slot, &facts.key);
+        }
+        if other {
+            self.learn(&facts);
         }
         if !known && !matches.is_empty() {
             let rules: Vec<&str> = matches.iter().map(|m| m.rule.as_str()).collect();
