@@ -1,8 +1,9 @@
-//! Networks of the node's CNI plug-ins: Debian's bridge, host-local and portmap, with a bridge of the test's own.
+//! Networks of the node's CNI plug-ins: Debian's bridge, macvlan, ptp, host-local and portmap, on interfaces of the test's own.
 //!
 //! Needs containernetworking-plugins and iptables. The test's networks are named in its own configuration folder, on
 //! addresses of TEST-NET-2 and TEST-NET-3.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -26,6 +27,18 @@ pub(crate) fn tests() -> Vec<Trial> {
             "network::kill -9 of monitor, agent and launcher leaves no address and no rule",
             crashed,
         ),
+        test(
+            "network::macvlan: reached at its own address, gone after it",
+            macvlan,
+        ),
+        test(
+            "network::ptp and portmap: reached by its port, gone after it",
+            ptp,
+        ),
+        test(
+            "network::a network that the launcher's policy does not name",
+            not_allowed,
+        ),
         test("network::a network that cannot be is refused by name", refused),
     ]
 }
@@ -35,18 +48,23 @@ struct Bridge(String);
 
 impl Bridge {
     fn new(agent: &Agent, name: &str, net: u8) -> Result<Bridge> {
+        let plugins = format!(
+            r#"{{"type": "bridge", "bridge": "{name}", "isGateway": true, "ipMasq": true, "dns": {{"nameservers": ["198.51.{net}.9"]}},
+                  "ipam": {{"type": "host-local", "ranges": [[{{"subnet": "198.51.{net}.0/24"}}]], "routes": [{{"dst": "0.0.0.0/0"}}]}}}},
+                {{"type": "portmap", "capabilities": {{"portMappings": true}}, "snat": true}}"#
+        );
+        Bridge::of(agent, name, &plugins)
+    }
+
+    /// A network of these plug-ins.
+    fn of(agent: &Agent, name: &str, plugins: &str) -> Result<Bridge> {
         ensure!(
             Path::new("/usr/lib/cni/bridge").exists(),
             "no CNI plug-ins: apt-get install containernetworking-plugins iptables"
         );
         let folder = agent.path("config/cni");
         fs::create_dir_all(&folder)?;
-        let list = format!(
-            r#"{{"cniVersion": "1.0.0", "name": "{name}", "plugins": [
-                {{"type": "bridge", "bridge": "{name}", "isGateway": true, "ipMasq": true, "dns": {{"nameservers": ["198.51.{net}.9"]}},
-                  "ipam": {{"type": "host-local", "ranges": [[{{"subnet": "198.51.{net}.0/24"}}]], "routes": [{{"dst": "0.0.0.0/0"}}]}}}},
-                {{"type": "portmap", "capabilities": {{"portMappings": true}}, "snat": true}}]}}"#
-        );
+        let list = format!(r#"{{"cniVersion": "1.0.0", "name": "{name}", "plugins": [{plugins}]}}"#);
         fs::write(folder.join("10-test.conflist"), list)?;
         Ok(Bridge(name.to_owned()))
     }
@@ -162,6 +180,113 @@ fn reached() -> Result<()> {
     })?;
     agent.ok(&["stop", "web"])?;
     agent.wait_for("all is taken away", |_| Ok(bridge.left(&run).is_empty()))?;
+    agent.finish()
+}
+
+/// The interfaces of the node.
+fn links() -> Result<BTreeSet<String>> {
+    let names = fs::read_dir("/sys/class/net")?.flatten();
+    Ok(names
+        .map(|e| e.file_name().to_string_lossy().into_owned())
+        .collect())
+}
+
+/// What somebody at this address says.
+fn says(address: &str) -> Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address.parse()?, Duration::from_millis(500))?;
+    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    let _ = stream.write_all(b"\n");
+    let mut chunk = [0; 64];
+    let n = stream.read(&mut chunk)?;
+    Ok(String::from_utf8_lossy(&chunk[..n]).into_owned())
+}
+
+fn ip(words: &str) -> Result<()> {
+    let done = Command::new("ip").args(words.split(' ')).output()?;
+    let text = String::from_utf8_lossy(&done.stderr).into_owned();
+    ensure!(done.status.success(), "ip {words}: {text}");
+    Ok(())
+}
+
+/// The container's interface hangs on one end of a veth pair, the node listens at the other: beside a macvlan's own
+/// parent nobody hears it.
+fn macvlan() -> Result<()> {
+    let before = links()?;
+    let mut agent = Agent::start("macvlan")?;
+    ip("link add berthmv0 type veth peer name berthmv1")?;
+    // Ends with the test, and the other end with it.
+    let host = Bridge("berthmv0".into());
+    ip("address add 198.51.103.1/24 dev berthmv0")?;
+    ip("link set berthmv0 up")?;
+    ip("link set berthmv1 up")?;
+    let network = Bridge::of(
+        &agent,
+        "berthtest3",
+        r#"{"type": "macvlan", "master": "berthmv1", "mode": "bridge",
+            "ipam": {"type": "host-local", "ranges": [[{"subnet": "198.51.103.0/24"}]]}}"#,
+    )?;
+    let document = document(&network.0, 18_084);
+    let without = document
+        .lines()
+        .filter(|l| !l.contains("ports:"))
+        .collect::<Vec<_>>()
+        .join("\n");
+    agent.apply(&format!("{without}\n"))?;
+    agent.wait_for("it runs", |a| Ok(a.in_state("running")?.len() == 1))?;
+    agent.wait_for("it is reached", |_| {
+        Ok(says("198.51.103.2:8000").is_ok_and(|t| t.contains("from inside")))
+    })?;
+    let proof = agent.ok(&["prove", "web"])?;
+    ensure!(proof.contains("198.51.103.2"), "{proof}");
+    let run = agent.path("run");
+    ensure!(!network.left(&run).is_empty(), "nothing was added");
+    agent.ok(&["stop", "web"])?;
+    agent.wait_for("all is taken away", |_| Ok(network.left(&run).is_empty()))?;
+    agent.finish()?;
+    drop((network, host));
+    ensure!(links()? == before, "interfaces are left: {:?}", links()?);
+    Ok(())
+}
+
+fn ptp() -> Result<()> {
+    let before = links()?;
+    let mut agent = Agent::start("ptp")?;
+    let network = Bridge::of(
+        &agent,
+        "berthtest4",
+        r#"{"type": "ptp", "ipMasq": true,
+            "ipam": {"type": "host-local", "ranges": [[{"subnet": "198.51.104.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
+           {"type": "portmap", "capabilities": {"portMappings": true}, "snat": true}"#,
+    )?;
+    agent.apply(&document(&network.0, 18_085))?;
+    agent.wait_for("it runs", |a| Ok(a.in_state("running")?.len() == 1))?;
+    agent.wait_for("it is reached by the node's port", |_| {
+        Ok(ask(18_085).is_ok_and(|t| t.contains("from inside")))
+    })?;
+    agent.wait_for("it is reached at its own address", |_| {
+        Ok(says("198.51.104.2:8000").is_ok_and(|t| t.contains("from inside")))
+    })?;
+    ensure!(links()?.len() == before.len() + 1, "{:?}", links()?);
+    let run = agent.path("run");
+    agent.ok(&["stop", "web"])?;
+    agent.wait_for("all is taken away", |_| {
+        Ok(network.left(&run).is_empty() && links()? == before)
+    })?;
+    agent.finish()
+}
+
+fn not_allowed() -> Result<()> {
+    let mut agent = Agent::start("netpolicy")?;
+    let network = Bridge::new(&agent, "berthtest5", 105)?;
+    let policy = agent.path("config/launcher/policy.yaml");
+    let text = fs::read_to_string(&policy).unwrap_or_default();
+    fs::write(&policy, format!("{text}networks: [\"office-*\"]\n"))?;
+    agent.apply(&document(&network.0, 18_086).replace("{delay: 100ms}", "{policy: never}"))?;
+    agent.wait_for("it is refused with the setting", |a| {
+        let text = a.ok(&["inspect", "web"])?;
+        Ok(text.contains("network berthtest5 may not be asked for") && text.contains("networks"))
+    })?;
+    ensure!(network.left(&agent.path("run")).is_empty(), "something was added");
     agent.finish()
 }
 

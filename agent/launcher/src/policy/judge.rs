@@ -22,6 +22,14 @@ pub(super) fn no(message: impl Into<String>, setting: &str) -> Refusal {
     }
 }
 
+/// Is the name one of these, or does it begin as one that ends in `*`?
+fn named(rules: &[String], name: &str) -> bool {
+    rules.iter().any(|rule| match rule.strip_suffix('*') {
+        Some(start) => name.starts_with(start),
+        None => rule == name,
+    })
+}
+
 impl Policy {
     /// May `request` be launched, with the profile it names as it was resolved?
     ///
@@ -41,6 +49,12 @@ impl Policy {
         self.scheduling(request.scheduler.as_ref())?;
         if request.network == Network::Host && !self.host_network {
             return Err(no("the host's network may not be asked for", "hostNetwork"));
+        }
+        if let Some(cni) = &request.cni
+            && !named(&self.networks, &cni.network)
+        {
+            let what = format!("network {} may not be asked for", cni.network);
+            return Err(no(what, "networks"));
         }
         self.devices(&request.devices)?;
         self.interfaces(&request.interfaces)?;
@@ -156,11 +170,7 @@ impl Policy {
     /// The first that may not be asked for.
     pub fn interfaces(&self, interfaces: &[InterfaceGrant]) -> Result<(), Refusal> {
         for interface in interfaces {
-            let matches = |rule: &String| match rule.strip_suffix('*') {
-                Some(start) => interface.name.starts_with(start),
-                None => *rule == interface.name,
-            };
-            if !self.interfaces.iter().any(matches) {
+            if !named(&self.interfaces, &interface.name) {
                 return Err(no(
                     format!("interface {} may not be asked for", interface.name),
                     "interfaces",

@@ -41,6 +41,8 @@ pub struct Policy {
     pub devices: Devices,
     /// Network interfaces by name; `*` at the end stands for the rest. Default: `*`.
     pub interfaces: Vec<String>,
+    /// Networks of the node's CNI plug-ins by name; `*` at the end stands for the rest. Default: `*` (each is a file of root's).
+    pub networks: Vec<String>,
     /// PCI functions that may be bound to vfio-pci, by address; `*` at the end stands for the rest. Default: none.
     pub vfio: Vec<String>,
     /// Host files and folders, and all below them. Default: none.
@@ -69,6 +71,7 @@ impl Default for Policy {
             images: None,
             devices: Devices::default(),
             interfaces: vec!["*".into()],
+            networks: vec!["*".into()],
             vfio: Vec::new(),
             mounts: Vec::new(),
             secrets: Vec::new(),

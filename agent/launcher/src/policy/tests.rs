@@ -235,6 +235,15 @@ fn each_list_decides() {
     let interface = |name: &str| json!({"interfaces": [{"name": name, "index": 4}]});
     refused(json!({"interfaces": ["eth*", "wan"]}), interface("wan0"), "wan0");
     taken(json!({"interfaces": ["eth*", "wan"]}), interface("eth12"));
+    let network = |name: &str| json!({"cni": {"network": name}});
+    refused(
+        json!({"networks": ["edge-*", "wan"]}),
+        network("office"),
+        "network office",
+    );
+    refused(json!({"networks": []}), network("wan"), "network wan");
+    taken(json!({"networks": ["edge-*", "wan"]}), network("edge-7"));
+    taken(json!({}), network("office"));
     let mount = |path: &str, read_only: bool| json!({"mounts": [{"source": path, "destination": "/d", "read_only": read_only}]});
     let mounts = json!({"mounts": [{"path": "/srv/a"}, {"path": "/srv/a/spool", "write": true}]});
     taken(mounts.clone(), mount("/srv/a/x", true));
