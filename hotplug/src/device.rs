@@ -190,7 +190,16 @@ impl Device {
 
     /// Reads the device at a devpath that is known to be normalised.
     pub(crate) fn read(sys_root: &Arc<Path>, devpath: String) -> Result<Device, DeviceError> {
-        let dir = sysfs::device_dir(sys_root, &devpath);
+        let properties = Device::read_properties(sys_root, &devpath)?;
+        Ok(Device::build(sys_root, devpath, properties))
+    }
+
+    /// What sysfs says of the device there: its `uevent` file and its subsystem.
+    pub(crate) fn read_properties(
+        sys_root: &Path,
+        devpath: &str,
+    ) -> Result<BTreeMap<String, String>, DeviceError> {
+        let dir = sysfs::device_dir(sys_root, devpath);
         let text =
             std::fs::read(dir.join("uevent")).map_err(|source| DeviceError::Gone { path: dir, source })?;
         let mut properties: BTreeMap<String, String> = text
@@ -203,10 +212,10 @@ impl Device {
                 ))
             })
             .collect();
-        if let Some(subsystem) = sysfs::link_name(sys_root, &devpath, "subsystem") {
+        if let Some(subsystem) = sysfs::link_name(sys_root, devpath, "subsystem") {
             properties.insert("SUBSYSTEM".to_owned(), subsystem);
         }
-        Ok(Device::build(sys_root, devpath, properties))
+        Ok(properties)
     }
 
     /// A device from the properties of an event or a database; checks and bounds every one of them.

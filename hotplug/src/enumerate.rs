@@ -5,7 +5,7 @@
 //! tree works; a device that vanishes meanwhile is left out; the answer is sorted by path. sysfs shows the
 //! interfaces of the namespace it was mounted in: those of other namespaces come from whoever looks there.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use thiserror::Error;
 
 use crate::device::{Device, SYS_ROOT};
 use crate::monitor::Source;
-use crate::{safe, sysfs};
+use crate::{safe, sysfs, udevd};
 
 /// Which devices.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -49,15 +49,13 @@ pub enum EnumerateError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// libudev refuses.
-    #[error("libudev cannot enumerate: {0}")]
-    Udev(#[source] io::Error),
 }
 
 impl EnumerateError {
     /// What to change.
     pub fn hint(&self) -> Option<String> {
-        matches!(self, EnumerateError::Read { .. }).then(|| "is sysfs mounted there?".to_owned())
+        let EnumerateError::Read { .. } = self;
+        Some("is sysfs mounted there?".to_owned())
     }
 }
 
@@ -66,6 +64,15 @@ impl EnumerateError {
 /// # Errors
 /// [`EnumerateError::Read`] where there is neither `class` nor `bus`.
 pub fn enumerate(sys_root: &Path, filter: &Filter) -> Result<Vec<Device>, EnumerateError> {
+    read_all(sys_root, filter, |root, path| Device::read(root, path).ok())
+}
+
+/// Every device, sorted by path, as `read` finds it.
+fn read_all(
+    sys_root: &Path,
+    filter: &Filter,
+    read: impl Fn(&Arc<Path>, String) -> Option<Device>,
+) -> Result<Vec<Device>, EnumerateError> {
     let root: Arc<Path> = sys_root.into();
     let mut paths = BTreeSet::new();
     let class = subsystems(&root, "class", "", filter, &mut paths);
@@ -73,10 +80,8 @@ pub fn enumerate(sys_root: &Path, filter: &Filter) -> Result<Vec<Device>, Enumer
     if let (Err(error), Err(_)) = (class, bus) {
         return Err(error);
     }
-    let read = paths
-        .into_iter()
-        .filter_map(|path| Device::read(&root, path).ok());
-    Ok(read
+    let found = paths.into_iter().filter_map(|path| read(&root, path));
+    Ok(found
         .filter(|d| d.subsystem().is_some_and(|s| filter.wants(s)))
         .collect())
 }
@@ -95,36 +100,22 @@ pub fn enumerate_from(
     if source.resolve() != Source::Udev || sys_root != Path::new(SYS_ROOT) {
         return enumerate(sys_root, filter);
     }
-    let found = udev_database(&sys_root.into(), filter)?;
-    let ready = |(device, initialized): (Device, bool)| {
-        (initialized || device.devnode().is_none() && device.ifindex().is_none()).then_some(device)
-    };
-    Ok(found.into_iter().filter_map(ready).collect())
+    let found = udev_database(sys_root, filter)?;
+    let ready = |d: &Device| d.is_initialized() || d.devnode().is_none() && d.ifindex().is_none();
+    Ok(found.into_iter().filter(ready).collect())
 }
 
-/// Every device libudev finds, and whether udevd has finished with it; sorted by path.
-fn udev_database(root: &Arc<Path>, filter: &Filter) -> Result<Vec<(Device, bool)>, EnumerateError> {
-    if filter.subsystems.as_ref().is_some_and(BTreeSet::is_empty) {
-        return Ok(Vec::new());
-    }
-    let mut scan = udev::Enumerator::new().map_err(EnumerateError::Udev)?;
-    for subsystem in filter.subsystems.iter().flatten() {
-        scan.match_subsystem(subsystem).map_err(EnumerateError::Udev)?;
-    }
-    let found = scan.scan_devices().map_err(EnumerateError::Udev)?;
-    let devices: BTreeMap<String, (Device, bool)> = found
-        .map(|d| (Device::from_udev(&d, root), d.is_initialized()))
-        .filter(|(d, _)| d.is_enumerable() && d.subsystem().is_some_and(|s| filter.wants(s)))
-        .map(|found| (found.0.devpath().to_owned(), found))
-        .collect();
-    Ok(devices.into_values().collect())
+/// Every device, with what udevd's database has of it; sorted by path.
+fn udev_database(sys_root: &Path, filter: &Filter) -> Result<Vec<Device>, EnumerateError> {
+    let mut found = read_all(sys_root, filter, udevd::read)?;
+    found.retain(Device::is_enumerable);
+    Ok(found)
 }
 
 /// Reads one device again, with udevd's properties where `source` is udevd; `None`: it is gone.
 pub fn refresh(source: Source, device: &Device) -> Option<Device> {
     if source.resolve() == Source::Udev && device.sys_root() == Path::new(SYS_ROOT) {
-        let found = udev::Device::from_syspath(&device.syspath()).ok()?;
-        return Some(Device::from_udev(&found, device.root_arc()));
+        return udevd::read(device.root_arc(), device.devpath().to_owned());
     }
     Device::read(device.root_arc(), device.devpath().to_owned()).ok()
 }
@@ -134,20 +125,7 @@ pub(crate) fn tags_of(device: &Device, devpath: &str) -> BTreeSet<String> {
     if !device.is_initialized() || device.sys_root() != Path::new(SYS_ROOT) {
         return BTreeSet::new();
     }
-    let syspath = sysfs::device_dir(device.sys_root(), devpath);
-    match udev::Device::from_syspath(&syspath) {
-        Ok(found) => Device::from_udev(&found, device.root_arc()).tags().clone(),
-        Err(_) => BTreeSet::new(),
-    }
-}
-
-impl Device {
-    /// Takes over what libudev knows of a device.
-    pub(crate) fn from_udev(device: &udev::Device, sys_root: &Arc<Path>) -> Device {
-        let text = |s: &std::ffi::OsStr| s.to_string_lossy().into_owned();
-        let properties = device.properties().map(|p| (text(p.name()), text(p.value())));
-        Device::build(sys_root, text(device.devpath()), properties)
-    }
+    udevd::read(device.root_arc(), devpath.to_owned()).map_or_else(BTreeSet::new, |d| d.tags().clone())
 }
 
 /// Collects the devpaths behind `KIND/*{below}/*`.

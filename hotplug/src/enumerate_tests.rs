@@ -41,6 +41,37 @@ fn a_recorded_tree() {
     assert!(error.hint().is_some(), "{error}");
 }
 
+/// The same devices as libudev itself sees them.
+fn libudevs(filter: &Filter) -> Vec<Device> {
+    let mut scan = udev::Enumerator::new().unwrap();
+    for subsystem in filter.subsystems.iter().flatten() {
+        scan.match_subsystem(subsystem).unwrap();
+    }
+    let root: Arc<Path> = Path::new("/sys").into();
+    let text = |s: &std::ffi::OsStr| s.to_string_lossy().into_owned();
+    let device = |d: udev::Device| {
+        let properties = d.properties().map(|p| (text(p.name()), text(p.value())));
+        Device::build(&root, text(d.devpath()), properties)
+    };
+    let mut found: Vec<Device> = scan.scan_devices().unwrap().map(device).collect();
+    found.sort_by(|a, b| a.devpath().cmp(b.devpath()));
+    found
+}
+
+/// Its properties, links and tags as sets: libudev has them in no order.
+fn all_of(device: &Device) -> Vec<(&str, BTreeSet<&str>)> {
+    let mut all = Vec::new();
+    for (name, value) in device.properties() {
+        let words = match name.as_str() {
+            "DEVLINKS" => value.split(' ').collect(),
+            "TAGS" => value.split(':').collect(),
+            _ => BTreeSet::from([value.as_str()]),
+        };
+        all.push((name.as_str(), words));
+    }
+    all
+}
+
 #[test]
 fn this_machine() {
     let sys = Path::new("/sys");
@@ -51,11 +82,7 @@ fn this_machine() {
     // what both have is compared.
     let filter = Filter::subsystems(["net", "block", "mem"]);
     let own = enumerate(sys, &filter).unwrap();
-    let udev: Vec<_> = udev_database(&sys.into(), &filter)
-        .unwrap()
-        .into_iter()
-        .map(|(d, _)| d)
-        .collect();
+    let udev = libudevs(&filter);
     let mem = |devices: &[Device]| {
         let mem = devices.iter().filter(|d| d.subsystem() == Some("mem"));
         mem.map(|d| d.devpath().to_owned()).collect::<Vec<_>>()
@@ -74,6 +101,9 @@ fn this_machine() {
             (a.devnode(), a.devnum(), a.subsystem()),
             (b.devnode(), b.devnum(), b.subsystem())
         );
+        // With what udevd has written, where one runs.
+        let whole = udevd::read(a.root_arc(), a.devpath().to_owned()).unwrap();
+        assert_eq!(all_of(&whole), all_of(b), "{}", a.devpath());
         both += 1;
     }
     assert!(both > 4);
@@ -130,9 +160,9 @@ fn udev_database_over_umockdev() {
         );
         return;
     }
-    let found = udev_database(&Path::new("/sys").into(), &Filter::subsystems(["tty"])).unwrap();
+    let found = udev_database(Path::new("/sys"), &Filter::subsystems(["tty"])).unwrap();
     assert_eq!(found.len(), 1, "{found:?}");
-    let device = &found[0].0;
+    let device = &found[0];
     assert_eq!(
         (device.property("ID_SERIAL"), device.devnode()),
         (Some("FTDI_A1"), Some("/dev/ttyUSB0"))

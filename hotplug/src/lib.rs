@@ -25,3 +25,4 @@ pub mod rule;
 pub mod safe;
 pub mod sysfs;
 pub mod template;
+mod udevd;

@@ -1,8 +1,7 @@
 //! The uevent socket: the kernel's multicast group, or udevd's.
 //!
-//! Interface: netlink(7) `NETLINK_KOBJECT_UEVENT`, group 1 (kernel, read here with a plain socket) or group 2
-//! (udevd, read by libudev, which knows the format). Invariants: never blocks; only messages from the kernel
-//! itself (port 0) and root are taken; a full buffer (ENOBUFS) or a cut message is [`MonitorError::Overflow`]
+//! Interface: netlink(7) `NETLINK_KOBJECT_UEVENT`, group 1 (kernel) or group 2 (udevd, [`crate::udevd`]). Invariants: never
+//! blocks; only what root sent to the group is taken, of group 1 only what the kernel itself sent; a full buffer (ENOBUFS) or a cut message is [`MonitorError::Overflow`]
 //! and never silence. Events of network devices reach only the namespace that the socket was opened in.
 //!
 //! After an overflow: [`Monitor::drain`], then enumerate, then [`crate::inventory::Inventory::resync`]. What
@@ -21,9 +20,9 @@ use nix::sys::socket::{
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::device::{Device, SYS_ROOT};
+use crate::device::SYS_ROOT;
 use crate::event::{Event, EventError};
-use crate::sysfs;
+use crate::{sysfs, udevd};
 
 /// udevd listens here where it runs.
 pub const UDEV_CONTROL: &str = "/run/udev/control";
@@ -31,8 +30,10 @@ pub const UDEV_CONTROL: &str = "/run/udev/control";
 pub const RECEIVE_BUFFER: usize = 128 * 1024 * 1024;
 /// The kernel's multicast group.
 const GROUP_KERNEL: u32 = 1;
-/// Longest message read; the kernel's are below 4 KiB.
-const MESSAGE_MAX: usize = 16 * 1024;
+/// udevd's.
+const GROUP_UDEV: u32 = 2;
+/// Longest message read; the kernel's are below 4 KiB, udevd's have what its rules add.
+const MESSAGE_MAX: usize = 64 * 1024;
 
 /// Where events come from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -130,21 +131,15 @@ pub struct Counters {
 
 /// An open event socket.
 pub struct Monitor {
-    inner: Inner,
+    source: Source,
+    socket: OwnedFd,
+    buffer: Vec<u8>,
+    control: Vec<u8>,
     sys_root: Arc<Path>,
     counters: Counters,
     last_malformed: Option<EventError>,
     /// Events up to this number are older than the last enumeration.
     stale: u64,
-}
-
-enum Inner {
-    Kernel {
-        socket: OwnedFd,
-        buffer: Vec<u8>,
-        control: Vec<u8>,
-    },
-    Udev(udev::MonitorSocket),
 }
 
 impl Monitor {
@@ -154,24 +149,14 @@ impl Monitor {
     /// # Errors
     /// [`OpenError`] with the call that failed.
     pub fn open(source: Source, receive_buffer: usize) -> Result<Monitor, OpenError> {
-        let inner = match source.resolve() {
-            Source::Udev => Inner::Udev(open_udev()?),
-            _ => kernel(open_kernel().map_err(failed("kernel", "socket"))?),
+        let (source, name, group) = match source.resolve() {
+            Source::Udev => (Source::Udev, "udev", GROUP_UDEV),
+            _ => (Source::Kernel, "kernel", GROUP_KERNEL),
         };
-        let monitor = Monitor {
-            inner,
-            sys_root: Path::new(SYS_ROOT).into(),
-            counters: Counters::default(),
-            last_malformed: None,
-            stale: 0,
-        };
+        let socket = open_group(group).map_err(failed(name, "socket"))?;
+        let monitor = Monitor::on(source, socket);
         let fd = monitor.as_fd();
         if socket::setsockopt(&fd, sockopt::RcvBufForce, &receive_buffer).is_err() {
-            let name = if monitor.source() == Source::Udev {
-                "udev"
-            } else {
-                "kernel"
-            };
             socket::setsockopt(&fd, sockopt::RcvBuf, &receive_buffer)
                 .map_err(|e| failed(name, "setsockopt SO_RCVBUF")(e.into()))?;
         }
@@ -181,8 +166,15 @@ impl Monitor {
     /// Takes over a socket that another process opened with [`Monitor::open`] (kernel source), e.g. in a
     /// container's network namespace.
     pub fn from_kernel_socket(socket: OwnedFd) -> Monitor {
+        Monitor::on(Source::Kernel, socket)
+    }
+
+    fn on(source: Source, socket: OwnedFd) -> Monitor {
         Monitor {
-            inner: kernel(socket),
+            source,
+            socket,
+            buffer: vec![0; MESSAGE_MAX],
+            control: nix::cmsg_space!(UnixCredentials),
             sys_root: Path::new(SYS_ROOT).into(),
             counters: Counters::default(),
             last_malformed: None,
@@ -192,10 +184,7 @@ impl Monitor {
 
     /// `Udev` or `Kernel`.
     pub fn source(&self) -> Source {
-        match self.inner {
-            Inner::Kernel { .. } => Source::Kernel,
-            Inner::Udev(_) => Source::Udev,
-        }
+        self.source
     }
 
     /// Size of the receive buffer as the kernel has it, in bytes (it doubles what was asked for).
@@ -220,15 +209,7 @@ impl Monitor {
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<Option<Event>, MonitorError> {
         loop {
-            let received = match &mut self.inner {
-                Inner::Kernel {
-                    socket,
-                    buffer,
-                    control,
-                } => receive_kernel(socket.as_raw_fd(), buffer, control, &self.sys_root),
-                Inner::Udev(socket) => receive_udev(socket, &self.sys_root),
-            };
-            match received {
+            match self.receive() {
                 Received::Event(event) if event.seqnum <= self.stale && event.seqnum > 0 => {}
                 Received::Event(event) => {
                     self.counters.events += 1;
@@ -294,10 +275,7 @@ fn newest_seqnum(sys_root: &Path) -> Option<u64> {
 
 impl AsFd for Monitor {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match &self.inner {
-            Inner::Kernel { socket, .. } => socket.as_fd(),
-            Inner::Udev(socket) => socket.as_fd(),
-        }
+        self.socket.as_fd()
     }
 }
 
@@ -315,15 +293,7 @@ fn failed(source_name: &'static str, step: &'static str) -> impl Fn(io::Error) -
     }
 }
 
-fn kernel(socket: OwnedFd) -> Inner {
-    Inner::Kernel {
-        socket,
-        buffer: vec![0; MESSAGE_MAX],
-        control: nix::cmsg_space!(UnixCredentials),
-    }
-}
-
-fn open_kernel() -> io::Result<OwnedFd> {
+fn open_group(group: u32) -> io::Result<OwnedFd> {
     let socket = socket::socket(
         AddressFamily::Netlink,
         SockType::Raw,
@@ -331,15 +301,8 @@ fn open_kernel() -> io::Result<OwnedFd> {
         SockProtocol::NetlinkKObjectUEvent,
     )?;
     socket::setsockopt(&socket, sockopt::PassCred, &true)?;
-    socket::bind(socket.as_raw_fd(), &NetlinkAddr::new(0, GROUP_KERNEL))?;
+    socket::bind(socket.as_raw_fd(), &NetlinkAddr::new(0, group))?;
     Ok(socket)
-}
-
-fn open_udev() -> Result<udev::MonitorSocket, OpenError> {
-    udev::MonitorBuilder::new()
-        .map_err(failed("udev", "udev_monitor_new_from_netlink"))?
-        .listen()
-        .map_err(failed("udev", "udev_monitor_enable_receiving"))
 }
 
 enum Received {
@@ -349,64 +312,40 @@ enum Received {
     Failed(Errno),
 }
 
-fn receive_kernel(fd: RawFd, buffer: &mut [u8], control: &mut [u8], sys_root: &Arc<Path>) -> Received {
-    let mut iov = [IoSliceMut::new(buffer)];
-    let message = socket::recvmsg::<NetlinkAddr>(fd, &mut iov, Some(control), MsgFlags::MSG_DONTWAIT);
-    let (length, trusted) = match message {
-        Err(errno) => return Received::Failed(errno),
-        // A cut message is a lost one.
-        Ok(m) if m.flags.contains(MsgFlags::MSG_TRUNC) => return Received::Failed(Errno::ENOBUFS),
-        Ok(m) => {
-            let from_kernel = m.address.is_some_and(|a| a.pid() == 0);
-            let by_root = m.cmsgs().is_ok_and(|mut all| {
-                all.any(|c| matches!(c, ControlMessageOwned::ScmCredentials(c) if c.uid() == 0))
-            });
-            (m.bytes, from_kernel && by_root)
+impl Monitor {
+    fn receive(&mut self) -> Received {
+        let mut iov = [IoSliceMut::new(&mut self.buffer)];
+        let (fd, control) = (self.socket.as_raw_fd(), Some(&mut self.control[..]));
+        let message = socket::recvmsg::<NetlinkAddr>(fd, &mut iov, control, MsgFlags::MSG_DONTWAIT);
+        let (length, trusted) = match message {
+            Err(errno) => return Received::Failed(errno),
+            // A cut message is a lost one.
+            Ok(m) if m.flags.contains(MsgFlags::MSG_TRUNC) => return Received::Failed(Errno::ENOBUFS),
+            Ok(m) => {
+                let from = m.address.is_some_and(|a| match self.source {
+                    // To the group: anybody may send to a port.
+                    Source::Udev => a.groups() == GROUP_UDEV,
+                    _ => a.pid() == 0,
+                });
+                let by_root = m.cmsgs().is_ok_and(|mut all| {
+                    all.any(|c| matches!(c, ControlMessageOwned::ScmCredentials(c) if c.uid() == 0))
+                });
+                (m.bytes, from && by_root)
+            }
+        };
+        if !trusted {
+            return Received::Untrusted;
         }
-    };
-    if !trusted {
-        return Received::Untrusted;
-    }
-    match Event::parse_kernel(&buffer[..length], sys_root) {
-        Ok(event) => Received::Event(Box::new(event)),
-        Err(error) => Received::Malformed(error),
-    }
-}
-
-fn receive_udev(socket: &udev::MonitorSocket, sys_root: &Arc<Path>) -> Received {
-    // libudev answers NULL for "nothing there" and for "lost" alike; only errno tells.
-    Errno::clear();
-    match socket.iter().next() {
-        Some(event) => match from_udev(&event, sys_root) {
+        let message = &self.buffer[..length];
+        let parsed = match self.source {
+            Source::Udev => udevd::parse(message, &self.sys_root),
+            _ => Event::parse_kernel(message, &self.sys_root),
+        };
+        match parsed {
             Ok(event) => Received::Event(Box::new(event)),
             Err(error) => Received::Malformed(error),
-        },
-        None => match Errno::last() {
-            Errno::UnknownErrno => Received::Failed(Errno::EAGAIN),
-            errno => Received::Failed(errno),
-        },
+        }
     }
-}
-
-fn from_udev(event: &udev::Event, sys_root: &Arc<Path>) -> Result<Event, EventError> {
-    // The crate knows no `move`, `online` and `offline`: the property has the kernel's word.
-    let action = event
-        .property_value("ACTION")
-        .ok_or(EventError::Property("ACTION"))?;
-    let action = action.to_string_lossy().parse()?;
-    let old = event
-        .property_value("DEVPATH_OLD")
-        .map(|v| v.to_string_lossy().into_owned());
-    let device = Device::from_udev(event, sys_root);
-    if device.devpath().starts_with("/invalid/") {
-        return Err(EventError::Path(device.devpath().to_owned()));
-    }
-    Ok(Event {
-        action,
-        seqnum: event.sequence_number(),
-        device,
-        devpath_old: old,
-    })
 }
 
 #[cfg(test)]

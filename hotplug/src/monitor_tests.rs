@@ -13,6 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 
 use super::*;
+use crate::device::Device;
 use crate::enumerate::{Filter, enumerate, enumerate_from};
 use crate::event::Action;
 use crate::inventory::{Delta, Inside, Interface, Inventory};
@@ -404,7 +405,7 @@ fn udevd_events_and_their_loss() {
 fn events_of_other_senders_are_dropped() {
     in_namespace(|| {
         let mut monitor = Monitor::open(Source::Kernel, RECEIVE_BUFFER).unwrap();
-        let forger = open_kernel().unwrap();
+        let forger = open_group(GROUP_KERNEL).unwrap();
         let message = b"add@/devices/virtual/net/lo\0ACTION=add\0DEVPATH=/devices/virtual/net/lo\0SUBSYSTEM=net\0SEQNUM=1\0";
         // To the group, and straight to the socket.
         let address: NetlinkAddr = socket::getsockname(monitor.as_raw_fd()).unwrap();
