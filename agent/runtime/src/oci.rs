@@ -1,6 +1,7 @@
 //! The OCI runtime command line: `berth oci [global options] COMMAND …`.
 //!
-//! Invariants: every command is one process of one thread; an error is one line on standard error, and the same as
+//! Invariants: every command is one process of one thread (a second one makes the network namespace while the
+//! configuration is read, and has ended before anything is cloned); an error is one line on standard error, and the same as
 //! JSON or text in the `--log` file, where callers such as containerd look for it; exit codes: 0 done, 1 it failed,
 //! 2 wrong usage, and for `run` the container's own (128 + signal where it was killed).
 
@@ -19,6 +20,7 @@ use berth_rt::cgroup::Hierarchy;
 
 use crate::container::{Container, OpenError};
 use crate::create::Stdio;
+use crate::network::Beside;
 use crate::plan::{self, Context, Extensions, Plan};
 use crate::state::{Record, Status};
 use crate::timing::Timing;
@@ -159,12 +161,14 @@ fn create(
     bundle: &Path,
     detached: bool,
     (console, preserve): ((Option<&Path>, bool), u32),
-    hierarchy: &Hierarchy,
 ) -> Result<(Container, Taker), Failed> {
     preserved(preserve)?;
     let mut timing = Timing::begin();
-    let mut bundle = plan::load(bundle)?;
+    let mut network = None;
+    let mut bundle = plan::load_telling(bundle, |text| network = Beside::begin(text))?;
     timing.mark("load");
+    let hierarchy = hierarchy()?;
+    timing.mark("hierarchy");
     let taker = terminal_of(&mut bundle, console, detached)?;
     for name in &bundle.unknown {
         log(
@@ -175,12 +179,17 @@ fn create(
     }
     let context = Context {
         state_root: &global.root,
-        hierarchy,
+        hierarchy: &hierarchy,
         cgroup_parent: "",
         detached,
     };
     let mut plan = Plan::prepare(id, &bundle.path, &bundle.spec, &Extensions::default(), &context)?;
     timing.mark("plan");
+    // From here on there is one thread again: the clone copies no other.
+    if let Some(network) = network.and_then(Beside::end) {
+        plan.give_network(network);
+    }
+    timing.mark("network");
     if plan.pid_namespace.is_some() {
         // Others are there already, and may lie in wait.
         guard_own_program()?;
@@ -280,7 +289,7 @@ fn carry_out(global: &Global, command: Command) -> Result<i32, Failed> {
             preserved,
         } => {
             let console = ((console.as_deref(), false), preserved);
-            let (mut container, taker) = create(global, &id, &bundle, true, console, &hierarchy()?)?;
+            let (mut container, taker) = create(global, &id, &bundle, true, console)?;
             give_terminal(&mut container, taker)?;
             write_pid_file(pid_file.as_ref(), &mut container)?;
         }
@@ -297,12 +306,11 @@ fn carry_out(global: &Global, command: Command) -> Result<i32, Failed> {
             detach,
             preserved,
         } => {
-            let hierarchy = hierarchy()?;
             // Before the clone: no signal may be lost between the start and the wait.
             let waiting =
                 run::Waiting::begin().map_err(|e| Failed::new(format!("signals: {}", e.desc()), None))?;
             let console = ((console.as_deref(), terminal), preserved);
-            let (mut container, taker) = create(global, &id, &bundle, detach, console, &hierarchy)?;
+            let (mut container, taker) = create(global, &id, &bundle, detach, console)?;
             let session = give_terminal(&mut container, taker)?;
             write_pid_file(pid_file.as_ref(), &mut container)?;
             container.start(None)?;

@@ -223,6 +223,11 @@ pub struct Bundle {
 /// # Errors
 /// [`PlanError`]: unreadable, not JSON, or with a refused field (all of them are named).
 pub fn load(bundle: &Path) -> Result<Bundle, PlanError> {
+    load_telling(bundle, |_| ())
+}
+
+/// As [`load`]; `tell` gets the text of config.json before it is parsed.
+pub(crate) fn load_telling(bundle: &Path, tell: impl FnOnce(&[u8])) -> Result<Bundle, PlanError> {
     let read = |path: &Path, source| PlanError::Read {
         path: path.to_owned(),
         source,
@@ -230,6 +235,7 @@ pub fn load(bundle: &Path) -> Result<Bundle, PlanError> {
     let path = std::fs::canonicalize(bundle).map_err(|e| read(bundle, e))?;
     let file = path.join("config.json");
     let text = std::fs::read(&file).map_err(|e| read(&file, e))?;
+    tell(&text);
     let parse = |source| PlanError::Parse {
         path: file.clone(),
         source,
