@@ -33,7 +33,6 @@ Package: berth
 Version: $version
 Architecture: $arch
 Maintainer: berth maintainers <maintainers@berth.example>
-Depends: libc6 (>= 2.36), libudev1 (>= 252)
 Recommends: udev, systemd
 Section: admin
 Priority: optional

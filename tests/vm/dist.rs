@@ -11,8 +11,6 @@ use crate::lanes::Trial;
 
 /// Bytes.
 const LARGEST: u64 = 10_000_000;
-/// Shared libraries of the binary; docs/SPECIFICATION.md has the same.
-const LIBRARIES: [&str; 2] = ["libc.so.6", "libudev.so.1"];
 const FILES: &[&str] = &[
     "./usr/bin/berth",
     "./lib/systemd/system/berth.service",
@@ -73,15 +71,14 @@ fn binary(arch: &str) -> Result<()> {
         !text.contains(".symtab") && !text.contains(".debug_"),
         "not stripped"
     );
-    let mut libraries: Vec<&str> = text
-        .lines()
-        .filter(|line| line.contains("(NEEDED)"))
-        .filter_map(|line| line.split(['[', ']']).nth(1))
-        // The dynamic linker by its name is no library.
-        .filter(|name| !name.starts_with("ld-linux"))
-        .collect();
-    libraries.sort_unstable();
-    ensure!(libraries == LIBRARIES, "shared libraries are {libraries:?}");
+    ensure!(
+        !text.contains("(NEEDED)") && !text.contains(".interp"),
+        "it needs shared libraries or a dynamic linker:\n{text}"
+    );
+    ensure!(
+        text.contains("DYN (Position-Independent Executable file)"),
+        "it has the same address in every run:\n{text}"
+    );
     Ok(())
 }
 
@@ -117,8 +114,6 @@ fn package(arch: &str) -> Result<()> {
     let control = output(Command::new("dpkg-deb").arg("-I").arg(&path))?;
     for line in [
         format!("Architecture: {arch}"),
-        "libc6 (>= ".into(),
-        "libudev1 (>= ".into(),
         "postinst".into(),
         "prerm".into(),
         "postrm".into(),
@@ -126,5 +121,9 @@ fn package(arch: &str) -> Result<()> {
     ] {
         ensure!(control.contains(&line), "no {line:?} in\n{control}");
     }
+    ensure!(
+        !control.contains("\n Depends:"),
+        "it is one static file:\n{control}"
+    );
     Ok(())
 }

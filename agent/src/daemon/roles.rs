@@ -51,6 +51,17 @@ pub(crate) struct GroupNames {
     pub admin: String,
 }
 
+/// The node's groups.
+const GROUPS: &str = "/etc/group";
+
+/// The number of a group in the text of group(5): `name:password:number:members`.
+fn number_of(text: &str, name: &str) -> Option<u32> {
+    text.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok())?
+    })
+}
+
 /// The groups of this node; those that it does not have give nobody a role.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Groups {
@@ -63,14 +74,19 @@ impl Groups {
     /// Looks them up.
     ///
     /// # Errors
-    /// The group database cannot be read.
+    /// The group database, /etc/group (group(5)), cannot be read. Other sources of nsswitch.conf(5) are not asked: they are
+    /// shared libraries, and berth is one static file. A group from there is named by its number.
     pub(crate) fn find(names: &GroupNames) -> io::Result<Groups> {
-        let find = |name: &str| -> io::Result<Option<u32>> {
+        let mut database = None;
+        let mut find = |name: &str| -> io::Result<Option<u32>> {
             if let Ok(gid) = name.parse() {
                 return Ok(Some(gid));
             }
-            let group = nix::unistd::Group::from_name(name)?;
-            Ok(group.map(|group| group.gid.as_raw()))
+            let text = match &mut database {
+                Some(text) => text,
+                none => none.insert(std::fs::read_to_string(GROUPS)?),
+            };
+            Ok(number_of(text, name))
         };
         Ok(Groups {
             read: find(&names.read)?,
@@ -139,6 +155,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn groups_are_found_in_the_text_of_the_database() {
+        let text = "root:x:0:\nberth-read:x:990:a,b\nbroken\nberth-rea:x:991:\nworse:x:many:\n";
+        for (name, want) in [
+            ("root", Some(0)),
+            ("berth-read", Some(990)),
+            ("berth-rea", Some(991)),
+            ("berth", None),
+            ("broken", None),
+            ("worse", None),
+            ("", None),
+        ] {
+            assert_eq!(number_of(text, name), want, "{name:?}");
+        }
+    }
+
+    #[test]
     fn the_strongest_group_decides_and_root_needs_none() {
         let groups = Groups {
             read: Some(10),
@@ -175,6 +207,5 @@ mod tests {
             (groups.read, groups.operate, groups.admin),
             (Some(0), None, Some(0))
         );
-        assert_eq!(Groups::find(&names("4711")).unwrap().read, Some(4711));
     }
 }

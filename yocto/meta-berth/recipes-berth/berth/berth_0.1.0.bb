@@ -13,8 +13,6 @@ SRC_URI += " \
     file://run-ptest \
 "
 
-DEPENDS = "udev"
-
 inherit berth-crates pkgconfig systemd update-rc.d useradd ptest
 
 # The binary alone: the workspace's tests and benches stay at home.
@@ -62,7 +60,7 @@ do_install_ptest () {
     done
 }
 
-DEPENDS += "${@bb.utils.contains('DISTRO_FEATURES', 'ptest', 'libseccomp', '', d)}"
+DEPENDS += "${@bb.utils.contains('DISTRO_FEATURES', 'ptest', 'libseccomp udev', '', d)}"
 RDEPENDS:${PN}-ptest += "busybox"
 RRECOMMENDS:${PN} += " \
     kernel-module-overlay \
