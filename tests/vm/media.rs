@@ -20,6 +20,10 @@ pub(crate) fn tests(guest: &Guest) -> Vec<Trial> {
             vfat,
         ),
         guest.test("media: a VLAN goes inside, its trunk stays", vlan),
+        guest.test(
+            "media: libudev inside finds udevd's record and hears its events",
+            libudev,
+        ),
     ]
 }
 
@@ -160,4 +164,65 @@ fn vlan(vm: &mut Vm) -> Result<()> {
         on_guest::gone(vm, "tagged")?;
     }
     on_guest::delete(vm, &documents)
+}
+
+/// The guest's own udevadm in the container, its /usr at /home.
+const UDEVADM: &str = "/home/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2 --library-path /home/lib/x86_64-linux-gnu /home/bin/udevadm";
+
+fn libudev(vm: &mut Vm) -> Result<()> {
+    vm.sh("mkdir -p /etc/berth/launcher && echo 'mounts: [{path: /usr}]' >/etc/berth/launcher/policy.yaml")?;
+    on_guest::agent(vm)?;
+    let documents = workload("hears", "shared").replace(
+        "  run: onDevice\n",
+        "  run: onDevice\n  mounts: [{source: /usr, destination: /home, readOnly: true}]\n",
+    ) + &rule(
+        "hears",
+        "  match: SUBSYSTEM==\"block\", ENV{DEVTYPE}==\"disk\", SUBSYSTEMS==\"usb\", ATTRS{serial}==\"HEARS1\"\n  \
+         device: {access: r, links: true, uevents: true}\n",
+    );
+    on_guest::apply(vm, &documents)?;
+    vm.plug(
+        "usb-storage",
+        json!({"id": "hears", "bus": "xhci.0", "port": "1", "drive": "disk0", "serial": "HEARS1"}),
+    )?;
+    let found = on_guest::in_phase(vm, "hears", "running")?;
+    let (name, disk) = (
+        found["name"].as_str().context("no name")?.to_owned(),
+        found["device"].as_str().context("no device")?.to_owned(),
+    );
+    let known = vm.sh(&format!(
+        "berth exec {name} {UDEVADM} info --query=property /sys/class/block/{disk}"
+    ))?;
+    for word in [
+        "ID_SERIAL_SHORT=HEARS1",
+        "DEVLINKS=/dev/disk/",
+        "USEC_INITIALIZED=",
+    ] {
+        ensure!(known.contains(word), "no {word} in\n{known}");
+    }
+    let link = known
+        .lines()
+        .find_map(|line| line.strip_prefix("DEVLINKS="))
+        .and_then(|links| links.split(' ').next())
+        .context("no link")?;
+    vm.sh(&format!("berth exec {name} /bin/ls {link}"))?;
+    // Of what it hangs on there is a record too.
+    ensure!(
+        vm.sh(&format!("berth exec {name} /bin/ls /run/udev/data"))?
+            .lines()
+            .any(|line| line.starts_with("c189:")),
+        "no record of the USB device"
+    );
+    vm.sh(&format!(
+        "setsid berth exec {name} {UDEVADM} monitor --udev --property --subsystem-match=block/disk >/run/heard 2>&1 </dev/null & sleep 3"
+    ))?;
+    vm.until(
+        "udevd's change is heard",
+        &format!("udevadm trigger --action=change /sys/class/block/{disk}; sleep 1; grep -A30 'UDEV.*change' /run/heard | grep ID_SERIAL_SHORT=HEARS1"),
+        LIMIT,
+    )?;
+    on_guest::delete(vm, &documents)?;
+    on_guest::gone(vm, "hears")?;
+    vm.unplug("hears")?;
+    vm.sh("rm /run/heard /etc/berth/launcher/policy.yaml").map(drop)
 }

@@ -31,14 +31,6 @@ pub(crate) fn tests(guest: &Guest) -> Vec<Trial> {
     ]
 }
 
-/// The last of a boot without udevd: it resets the guest.
-pub(crate) fn in_place(guest: &Guest) -> Vec<Trial> {
-    vec![guest.test(
-        "plug: in place over a reset of the node, started once",
-        over_a_reset,
-    )]
-}
-
 /// Rounds of a test that one CI run does `once` times.
 pub(crate) fn rounds(once: usize) -> usize {
     let more = std::env::var("BERTH_ROUNDS")
@@ -327,15 +319,17 @@ fn while_coming(vm: &mut Vm) -> Result<()> {
     on_guest::delete(vm, &documents)
 }
 
-fn over_a_reset(vm: &mut Vm) -> Result<()> {
-    on_guest::agent(vm)?;
+/// Before a reset of the node: a device is plugged and its rule stands in the configuration folder.
+pub(crate) fn put_in_place(vm: &mut Vm) -> Result<()> {
     let documents = workload("place", "shared") + &rule("place", &format!("{ADAPTER}  identity: serial\n"));
-    vm.sh(&format!("cat >/etc/berth/place.yaml <<'EOF'\n{documents}\nEOF\n"))?;
-    vm.plug("usb-serial", adapter("a", "adapter0", "1", "BERTHA5"))?;
-    vm.sh("sync")?;
-    vm.qmp("system_reset", json!({}))?;
-    vm.ready()?;
-    // There before the agent is.
+    vm.sh(&format!(
+        "cat >/etc/berth/place.yaml <<'EOF'\n{documents}\nEOF\nmodprobe -a xhci_pci ftdi_sio"
+    ))?;
+    vm.plug("usb-serial", adapter("a", "adapter0", "1", "BERTHA5"))
+}
+
+/// After it, without udevd: the device is there before the agent is, and its workload is started once.
+pub(crate) fn still_in_place(vm: &mut Vm) -> Result<()> {
     vm.sh("modprobe -a xhci_pci ftdi_sio")?;
     vm.until("the kernel has it", "ls /dev/ttyUSB0", LIMIT)?;
     on_guest::agent(vm)?;

@@ -10,7 +10,6 @@ use serde_json::json;
 use crate::boots::Guest;
 use crate::devices::LIMIT;
 use crate::lanes::Trial;
-use crate::on_guest;
 
 /// Seconds. An agent that is started again under emulation must be up within it.
 const TIMEOUT: u64 = 8;
@@ -125,11 +124,12 @@ fn stopped(vm: &mut Vm) -> Result<()> {
     Ok(())
 }
 
+/// A device that is in place over the reset has its workload started once.
 fn killed(vm: &mut Vm) -> Result<()> {
+    crate::plug::put_in_place(vm)?;
     start(vm)?;
     vm.sh(&format!("sync; {PIDS}kill -9 $(pids agent)"))?;
     ensure!(fired(vm, LIMIT)?, "the agent is dead and nothing happens");
     vm.ready()?;
-    // The next tests of this boot find a node.
-    on_guest::agent(vm)
+    crate::plug::still_in_place(vm)
 }

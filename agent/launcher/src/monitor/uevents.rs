@@ -131,6 +131,10 @@ impl Monitor<'_> {
             ));
         };
         let grant = grant.clone();
+        if self.node_is_there(&grant).is_err() {
+            // Gone meanwhile: that is told when it is taken.
+            return Ok(());
+        }
         // The record first: who hears of it looks there.
         self.note_devices(std::slice::from_ref(&grant))?;
         match self.heard.devices.get(&of) {
