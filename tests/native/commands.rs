@@ -207,7 +207,11 @@ fn run() -> Result<()> {
         .or_else(|| list["instances"].as_array())
         .context("list")?;
     ensure!(list.is_empty(), "kept: {list:?}");
-    agent.refused(&["run", "no-such-image:1"])?;
+    let said = agent.refused(&["run", "no-such-image:1"])?;
+    ensure!(
+        said.matches("no image no-such-image:1").count() == 1,
+        "told twice: {said}"
+    );
     agent.finish()
 }
 

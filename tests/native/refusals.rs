@@ -30,8 +30,43 @@ pub(crate) fn tests() -> Vec<Trial> {
             "refusals::a workload that insists on isolated cores on a v1 node",
             isolated,
         ),
+        test(
+            "refusals::a node's CPUs that this machine lacks are a warning of check",
+            elsewhere,
+        ),
         test("refusals::wrong usage is 2", usage),
     ]
+}
+
+/// `check` may look at documents of another machine: they are no fault, and are told.
+fn elsewhere() -> Result<()> {
+    let agent = Agent::prepare("elsewhere")?;
+    let file = agent.path("node.yaml");
+    let path = file.display().to_string();
+    let node = |isolated: &str| {
+        let text = format!(
+            "apiVersion: berth/v1\nkind: Node\nmetadata: {{name: n}}\nspec: {{cpus: {{housekeeping: \"0\", isolated: \"{isolated}\"}}}}\n"
+        );
+        fs::write(&file, text)
+    };
+    node("1,4000")?;
+    let output = agent.try_run(&["check", &path])?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(
+        output.status.success()
+            && said.contains(&format!("{path}:4:"))
+            && said.contains("on this machine CPUs 4000 are not online"),
+        "{}: {said}",
+        output.status
+    );
+    node("1")?;
+    let output = agent.try_run(&["check", &path])?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(
+        output.status.success() && !said.contains("this machine"),
+        "{said}"
+    );
+    agent.finish()
 }
 
 fn every_fault() -> Result<()> {

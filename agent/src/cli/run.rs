@@ -99,7 +99,8 @@ pub(super) fn main(folders: &Folders, args: RunArgs) -> Outcome {
         spec: Box::new(spec),
     })?;
     let container: Container = client.answer()?;
-    if let Some(reason) = &container.reason {
+    let told = container.reason;
+    if let Some(reason) = &told {
         eprintln!("berth: {}: {reason}", container.phase);
     }
     let mut log = Reader::new(folders.log(&container.id), false);
@@ -138,7 +139,7 @@ pub(super) fn main(folders: &Folders, args: RunArgs) -> Outcome {
     log.print(&mut out)?;
     log.finish(&mut out)?;
     remove_log(folders, &details.container.id);
-    Ok(ended(&details))
+    Ok(ended(&details, told.as_deref()))
 }
 
 /// The agent went away: the container goes on, and the next agent knows it.
@@ -162,11 +163,14 @@ fn again(folders: &Folders, name: &str) -> anyhow::Result<Client> {
     }
 }
 
-fn ended(details: &Details) -> ExitCode {
+/// The exit code; why there is none is said once.
+fn ended(details: &Details, told: Option<&str>) -> ExitCode {
     if let Some(exit) = &details.container.exit {
         return exec::code(exit);
     }
-    if let Some(reason) = &details.container.reason {
+    if let Some(reason) = &details.container.reason
+        && told != Some(reason)
+    {
         eprintln!("berth: {reason}");
     }
     no()

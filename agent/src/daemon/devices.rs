@@ -26,7 +26,7 @@ pub(crate) struct Metrics {
     events: IntCounter,
     overflows: IntCounter,
     resyncs: IntCounter,
-    malformed: IntGauge,
+    dropped: IntCounter,
     devices: IntGauge,
 }
 
@@ -44,8 +44,8 @@ impl Metrics {
                 "berth_device_resyncs_total",
                 "Enumerations: start, overflow, new rules, period.",
             )?,
-            malformed: gauge(
-                "berth_uevents_dropped",
+            dropped: counter(
+                "berth_uevents_dropped_total",
                 "Device events dropped: malformed, or not from the kernel.",
             )?,
             devices: gauge("berth_devices", "Devices in the inventory.")?,
@@ -59,7 +59,7 @@ impl Metrics {
     pub(super) fn pretend_events(&self) {
         self.events.inc();
         self.overflows.inc();
-        self.malformed.set(1);
+        self.dropped.inc();
         self.devices.set(1);
     }
 }
@@ -144,9 +144,10 @@ impl Devices {
                 }
             }
             let counters = self.monitor.counters();
+            let dropped = counters.malformed + counters.untrusted;
             metrics
-                .malformed
-                .set(i64::try_from(counters.malformed + counters.untrusted).unwrap_or(i64::MAX));
+                .dropped
+                .inc_by(dropped.saturating_sub(metrics.dropped.get()));
             metrics
                 .devices
                 .set(i64::try_from(self.matcher.len()).unwrap_or(i64::MAX));
