@@ -30,6 +30,10 @@ pub(crate) fn tests() -> Vec<Trial> {
         ),
         test("profiles::the filter of a profile asks who listens", notified),
         test(
+            "profiles::files are not labelled where there are no labels",
+            unlabelled,
+        ),
+        test(
             "profiles::two containers have ids of their own, and free them",
             ids,
         ),
@@ -199,6 +203,26 @@ fn notified() -> Result<()> {
     // Nobody answers any more: each such call has no effect.
     drop(notifications);
     agent.ok(&["stop", "asks"])?;
+    agent.finish()
+}
+
+fn unlabelled() -> Result<()> {
+    if std::path::Path::new("/sys/fs/selinux/enforce").exists() {
+        berth_tests::skips::skip("profiles::unlabelled", "this machine has SELinux");
+        return Ok(());
+    }
+    let mut agent = Agent::start("unlabelled")?;
+    let source = agent.path("data");
+    std::fs::create_dir(&source)?;
+    let mounts = format!(
+        "  mounts: [{{source: {}, destination: /tmp/data, relabel: private}}]\n",
+        source.display()
+    );
+    agent.apply(&(shipped::workload("labelled", "strict") + &mounts))?;
+    agent.wait_for("it is refused by name", |a| {
+        Ok(a.ok(&["ps"])?.contains("SELinux is not enabled"))
+    })?;
+    agent.ok(&["stop", "labelled"])?;
     agent.finish()
 }
 

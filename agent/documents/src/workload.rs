@@ -350,6 +350,20 @@ pub struct Mount {
     /// Whether writing is refused.
     #[serde(default)]
     pub read_only: bool,
+    /// SELinux labels of the files: `private`, the container's own; `shared`, those that several containers write. Absent: they
+    /// keep what they have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relabel: Option<Relabel>,
+}
+
+/// Whose the files of a mount are, on a node with SELinux.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Relabel {
+    /// The container's own, with its pair of categories; the next container of the workload labels them anew.
+    Private,
+    /// Those of several containers.
+    Shared,
 }
 
 /// A secret: read by the launcher when a container is made, and by nobody else.

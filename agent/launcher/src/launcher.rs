@@ -528,6 +528,7 @@ impl Launcher {
             who: peer.who,
             policy: judged.policy,
             secrets: judged.secrets,
+            relabel: judged.relabel,
             on_drift: judged.on_drift,
             timing: judged.timing,
             begun: Instant::now(),

@@ -18,6 +18,7 @@ pub mod profile;
 pub mod ranges;
 mod record;
 pub mod recording;
+mod relabel;
 mod secrets;
 mod selinux;
 pub mod socket;

@@ -539,6 +539,7 @@ mod tests {
                 source: "/srv".into(),
                 destination: destination.into(),
                 read_only: true,
+                relabel: None,
             }];
             assert_eq!(check(&request, &policy, &paths).is_ok(), good, "{destination}");
         }

@@ -309,6 +309,19 @@ pub struct BindMount {
     pub destination: PathBuf,
     /// Read-only, recursively.
     pub read_only: bool,
+    /// Files and folders of the source get an SELinux label.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relabel: Option<Relabel>,
+}
+
+/// Whose the files of a mount are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Relabel {
+    /// The container's own, with its pair of categories.
+    Private,
+    /// Those of several containers.
+    Shared,
 }
 
 /// One secret: where the launcher reads it, and what its file inside is like.

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use berth_documents::{
-    self as documents, CStates, Class, Duration, Isolation, Network, Policy, Scheduling, WorkloadSpec,
+    self as documents, CStates, Class, Duration, Isolation, Network, Policy, Relabel, Scheduling,
+    WorkloadSpec,
 };
 use berth_hotplug::rule::parse_address;
 use berth_launcher::wire::{
@@ -297,6 +298,10 @@ pub(super) fn request(instance: &Instance, want: &Want, place: &Placement, node:
                 source: m.source.as_path().to_path_buf(),
                 destination: m.destination.as_path().to_path_buf(),
                 read_only: m.read_only,
+                relabel: m.relabel.map(|relabel| match relabel {
+                    Relabel::Private => wire::Relabel::Private,
+                    Relabel::Shared => wire::Relabel::Shared,
+                }),
             })
             .chain(
                 want.matched
@@ -306,6 +311,7 @@ pub(super) fn request(instance: &Instance, want: &Want, place: &Placement, node:
                         source: source.into(),
                         destination: destination.into(),
                         read_only: *read_only,
+                        relabel: None,
                     }),
             )
             .collect(),

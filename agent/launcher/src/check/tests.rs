@@ -63,6 +63,7 @@ fn bind(source: &str, destination: &str) -> BindMount {
         source: source.into(),
         destination: destination.into(),
         read_only: true,
+        relabel: None,
     }
 }
 
@@ -194,6 +195,7 @@ fn bad_requests_are_refused_by_name() {
                 source: "/srv".into(),
                 destination: "/run/udev/data".into(),
                 read_only: true,
+                relabel: None,
             }]
         }),
         ("access \"\"", |r| {

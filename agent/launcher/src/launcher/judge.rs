@@ -17,7 +17,7 @@ use crate::check::{self, refuse};
 use crate::compose::{Inputs, chain, compose};
 use crate::policy::Policy;
 use crate::wire::{LaunchRequest, Refusal};
-use crate::{paths, secrets, uevent, users};
+use crate::{paths, relabel, secrets, uevent, users};
 
 /// What an accepted request becomes.
 pub(super) struct Judged {
@@ -25,6 +25,7 @@ pub(super) struct Judged {
     pub(super) program: Vec<String>,
     pub(super) policy: Arc<Policy>,
     pub(super) secrets: secrets::Ready,
+    pub(super) relabel: Vec<(std::path::PathBuf, String)>,
     pub(super) on_drift: OnDrift,
     pub(super) timing: Vec<(String, u64)>,
 }
@@ -135,6 +136,11 @@ impl Launcher {
             .linux()
             .as_ref()
             .and_then(|l| l.mount_label().clone());
+        let relabel = relabel::wanted(&request.mounts, labelled.as_deref()).map_err(|refused| {
+            self.labels.free(&request.id);
+            self.ranges.free(&request.id);
+            undo(refused)
+        })?;
         if let (Some((folder, _)), Some(label)) = (&udev, labelled)
             && let Err(e) = uevent::label(folder, &label)
         {
@@ -184,6 +190,7 @@ impl Launcher {
             program: composed.program,
             policy,
             secrets,
+            relabel,
             on_drift,
             timing,
         })

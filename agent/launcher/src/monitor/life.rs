@@ -97,6 +97,10 @@ impl Monitor<'_> {
         {
             self.mark("secrets");
         }
+        if !self.relabel.is_empty() {
+            crate::relabel::all(&self.relabel)?;
+            self.mark("relabel");
+        }
         let made = plan.create(stdio);
         // The container has them now, or there is none.
         self.secrets.detach();

@@ -70,6 +70,8 @@ pub(crate) struct Seed {
     pub(crate) who: Option<Who>,
     /// The place for its secrets, and whose they become.
     pub(crate) secrets: crate::secrets::Ready,
+    /// Sources of mounts, and the labels they get.
+    pub(crate) relabel: Vec<(std::path::PathBuf, String)>,
     /// What is done about drift: the request's answer or the profile's, the stricter one.
     pub(crate) on_drift: OnDrift,
     /// What may be asked for.
@@ -113,6 +115,7 @@ struct Exec {
 pub(crate) struct Monitor<'a> {
     recorder: &'a Recorder,
     secrets: crate::secrets::Ready,
+    relabel: Vec<(std::path::PathBuf, String)>,
     on_drift: OnDrift,
     policy: Arc<Policy>,
     request: LaunchRequest,
@@ -191,6 +194,7 @@ impl<'a> Monitor<'a> {
                 recorder,
                 policy: seed.policy,
                 secrets: seed.secrets,
+                relabel: seed.relabel,
                 on_drift: seed.on_drift,
                 request: seed.request,
                 plan: Some(seed.plan),

@@ -221,7 +221,7 @@ impl Policy {
         if below.peek().is_none() {
             return Err(no(format!("mount source {shown} may not be asked for"), "mounts"));
         }
-        if !mount.read_only && !below.any(|rule| rule.write) {
+        if (!mount.read_only || mount.relabel.is_some()) && !below.any(|rule| rule.write) {
             return Err(no(
                 format!("mount source {shown} may be asked for read-only alone"),
                 "mounts",
