@@ -1,7 +1,7 @@
 //! What a running container is asked: one more process inside, beside crun's exec; a stop that is obeyed; and a thousand
 //! launches in a row, after which nothing may have grown.
 //!
-//! exec: `berth exec` (a command that asks the agent, which asks the monitor) and `crun exec` are whole processes, from
+//! exec: `berth exec` and `crun exec`, each by the container's id (`berth exec` asks its monitor), are whole processes, from
 //! posix_spawn to their exit, each running `/bin/true` of the same static busybox in a container of its own.
 //! stop: from the SIGTERM that the bench sends to the container's first process, which obeys, until no cgroup of the
 //! container is left in any hierarchy and its runtime record is gone.
@@ -118,11 +118,11 @@ pub(crate) fn exec(table: &mut Table, rounds: usize) -> Result<()> {
     };
     let mut agent = Agent::start("bench-exec")?;
     agent.apply(&document(SLEEPS))?;
-    running(&mut agent)?;
+    let (_, id) = running(&mut agent)?;
     let (mut ours, mut theirs) = (Sample::default(), Sample::default());
     for round in 0..rounds + 3 {
         let mut command = agent.command();
-        command.args(["exec", "bench", "--", "/bin/true"]);
+        command.args(["exec", &id, "--", "/bin/true"]);
         let millis = timed(&mut command)?;
         let other = peer.as_ref().map(|peer| timed(&mut peer.exec())).transpose()?;
         if round >= 3 {

@@ -1,5 +1,5 @@
 //! `berth exec`: one more process inside, with this command's own standard streams; the monitor is asked
-//! directly, the agent only says where it is.
+//! directly, the agent only says whose container a name means: with a container's id it need not be there.
 
 use std::os::fd::AsFd;
 use std::process::ExitCode;
@@ -39,20 +39,7 @@ pub(super) fn variable(text: &str) -> Result<(String, String), String> {
 }
 
 pub(super) fn main(folders: &Folders, args: ExecArgs) -> Outcome {
-    let found: Vec<String> = ask(
-        folders,
-        Op::Resolve {
-            name: args.name.clone(),
-        },
-    )?;
-    let [id] = found.as_slice() else {
-        anyhow::bail!(
-            "`{}` has {} containers: name one of those in `berth ps`",
-            args.name,
-            found.len()
-        );
-    };
-    let mut monitor = Client::monitor(&folders.run, id)?;
+    let mut monitor = monitor(folders, &args.name)?;
     let command = Command::Exec {
         version: wire::VERSION,
         args: args.command,
@@ -73,6 +60,51 @@ pub(super) fn main(folders: &Folders, args: ExecArgs) -> Outcome {
         }
     }
     anyhow::bail!("the monitor ended before the process did")
+}
+
+/// The monitor of the container that is named.
+fn monitor(folders: &Folders, name: &str) -> anyhow::Result<Client> {
+    // An id names a socket; whatever it is not, the agent knows.
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.+".contains(c);
+    if !name.starts_with('.')
+        && name.chars().all(plain)
+        && let Ok(client) = Client::monitor(&folders.run, name)
+    {
+        return Ok(client);
+    }
+    let found: Vec<String> = ask(
+        folders,
+        Op::Resolve {
+            name: name.to_owned(),
+        },
+    )?;
+    let [id] = found.as_slice() else {
+        anyhow::bail!(
+            "`{name}` has {} containers: name one of those in `berth ps`",
+            found.len()
+        );
+    };
+    Ok(Client::monitor(&folders.run, id)?)
+}
+
+/// What the command line says where it has no option but folders; `None`: clap has the word.
+pub(super) fn by_hand(words: &[String]) -> Option<ExecArgs> {
+    let [name, rest @ ..] = words else { return None };
+    let command = match rest {
+        [dashes, command @ ..] if dashes == "--" => command,
+        command => command,
+    };
+    let first = command.first()?;
+    // Another `--` is for clap to read.
+    if name.starts_with('-') || first.starts_with('-') || command.iter().any(|word| word == "--") {
+        return None;
+    }
+    Some(ExecArgs {
+        env: Vec::new(),
+        workdir: None,
+        name: name.clone(),
+        command: command.to_vec(),
+    })
 }
 
 /// The exit code a shell would give.

@@ -47,23 +47,29 @@ struct Cli {
     command: Command,
 }
 
+/// The folders where no option names others.
+const RUN: &str = "/run/berth";
+const STATE: &str = "/var/lib/berth";
+const CONFIG: &str = "/etc/berth";
+const PRELOADED: &str = "/usr/share/berth/images";
+
 #[derive(Debug, Args)]
 struct FolderArgs {
     /// Sockets and what does not outlive a boot
-    #[arg(long, global = true, value_name = "DIR", default_value = "/run/berth")]
+    #[arg(long, global = true, value_name = "DIR", default_value = RUN)]
     run_dir: PathBuf,
     /// Images, logs, state
-    #[arg(long, global = true, value_name = "DIR", default_value = "/var/lib/berth")]
+    #[arg(long, global = true, value_name = "DIR", default_value = STATE)]
     state_dir: PathBuf,
     /// Documents
-    #[arg(long, global = true, value_name = "DIR", default_value = "/etc/berth")]
+    #[arg(long, global = true, value_name = "DIR", default_value = CONFIG)]
     config_dir: PathBuf,
     /// Read-only store of images that came with the firmware, with its seal beside it in DIR.seal
     #[arg(
         long,
         global = true,
         value_name = "DIR",
-        default_value = "/usr/share/berth/images"
+        default_value = PRELOADED
     )]
     preloaded_dir: PathBuf,
 }
@@ -170,12 +176,37 @@ fn no() -> ExitCode {
 /// then the whole parser has the word.
 fn quick(words: &[OsString]) -> Option<Cli> {
     const FOLDERS: [&str; 4] = ["--run-dir", "--state-dir", "--config-dir", "--preloaded-dir"];
+    let mut paths: [Option<&OsString>; 4] = [None; 4];
     let mut at = 1;
-    while FOLDERS
+    while let Some(which) = FOLDERS
         .iter()
-        .any(|flag| words.get(at).is_some_and(|word| word == flag))
+        .position(|flag| words.get(at).is_some_and(|word| word == flag))
     {
+        let path = words.get(at + 1)?;
+        // Twice, or another option in its place: clap says so.
+        if path.as_encoded_bytes().starts_with(b"-") || paths[which].replace(path).is_some() {
+            return None;
+        }
         at += 2;
+    }
+    if words.get(at)? == "exec" {
+        let text: Option<Vec<String>> = words[at + 1..]
+            .iter()
+            .map(|word| word.to_str().map(str::to_owned))
+            .collect();
+        if let Some(args) = text.and_then(|text| exec::by_hand(&text)) {
+            let or = |which: usize, default: &str| {
+                paths[which].map_or_else(|| PathBuf::from(default), PathBuf::from)
+            };
+            let folders = FolderArgs {
+                run_dir: or(0, RUN),
+                state_dir: or(1, STATE),
+                config_dir: or(2, CONFIG),
+                preloaded_dir: or(3, PRELOADED),
+            };
+            let command = Command::Exec(args);
+            return Some(Cli { folders, command });
+        }
     }
     fn one<A: Args>(words: &[OsString], name: &'static str) -> Option<(FolderArgs, A)> {
         let command = FolderArgs::augment_args(clap::Command::new("berth"))
@@ -266,6 +297,10 @@ mod tests {
         };
         for line in [
             "exec bench -- /bin/true",
+            "exec bench /bin/true -x --run-dir y",
+            "exec bench a -- b",
+            "exec bench -- a -- b",
+            "exec bench -- -a",
             "--run-dir /r exec -e A=1 --env B=2 -w /tmp bench sh -c x",
             "--state-dir /s --config-dir /c exec bench ls -l --run-dir /inside",
             "exec --run-dir /r bench ls",
@@ -291,6 +326,8 @@ mod tests {
             "--run-dir",
             "--run-dir exec",
             "exec -e A bench x",
+            "--run-dir /r --run-dir /s exec bench a",
+            "--run-dir -x exec bench a",
             "ps --no",
             "help ps",
             "check x",
