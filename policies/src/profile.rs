@@ -77,6 +77,8 @@ pub enum OnDrift {
     /// Nothing more.
     #[default]
     Report,
+    /// What can be set again from outside is: cgroup, partition, CPUs and policy. The rest is told.
+    Repair,
     /// It is frozen, to be looked at: `berth thaw` lets it go on.
     Freeze,
     /// It is stopped; the restart policy decides what comes then.

@@ -249,18 +249,36 @@ fn partitions_below(parent: &Path, dir: &Path) -> Result<CpuSet, FileError> {
     Ok(all)
 }
 
-/// A partition of all that those below it have, then the partition below it; what the kernel says when it is not valid.
-fn chain(parent: &Path, dir: &Path, cpus: &CpuSet) -> Result<Option<String>, FileError> {
-    // Held to the end: whoever leaves meanwhile must not take these CPUs from the parent.
+/// Gives the parent of `cgroup` the CPUs, where it is a partition of partitions: one whose CPUs are all taken has none for
+/// another cgroup below it. Whether there is such a parent.
+pub(crate) fn make_room(cgroup: &Cgroup, cpus: &CpuSet) -> Result<bool, FileError> {
+    let hierarchy = cgroup.hierarchy();
+    let (Some(tree), Some(dir)) = (hierarchy.tree(Controller::Cpuset), cgroup.dir(Controller::Cpuset)) else {
+        return Ok(false);
+    };
+    let Some(parent) = chain_of(&tree.mount, dir).filter(|_| tree.version == Version::V2) else {
+        return Ok(false);
+    };
     let _lock = lock_file(parent)?;
+    grow(parent, dir, cpus)?;
+    Ok(true)
+}
+
+/// The parent has what those below it have, and `cpus`; asked for as a partition. Under its lock.
+fn grow(parent: &Path, dir: &Path, cpus: &CpuSet) -> Result<(), FileError> {
     let needed = partitions_below(parent, dir)?.union(cpus);
     let there: CpuSet = file::parse(&parent.join("cpuset.cpus"))?;
     if there != needed {
         file::write(&parent.join("cpuset.cpus"), &needed.to_string())?;
     }
-    if file::read(&parent.join(PARTITION))? != "isolated" {
-        file::write(&parent.join(PARTITION), "isolated")?;
-    }
+    anew(parent)
+}
+
+/// A partition of all that those below it have, then the partition below it; what the kernel says when it is not valid.
+fn chain(parent: &Path, dir: &Path, cpus: &CpuSet) -> Result<Option<String>, FileError> {
+    // Held to the end: whoever leaves meanwhile must not take these CPUs from the parent.
+    let _lock = lock_file(parent)?;
+    grow(parent, dir, cpus)?;
     let state = file::read(&parent.join(PARTITION))?;
     if state != "isolated" {
         return Ok(Some(format!("the kernel says `{state}` of that")));
@@ -298,18 +316,21 @@ fn valid(dir: &Path, cpus: &CpuSet) -> Result<Result<(), String>, FileError> {
 
 /// The remote form: exclusive CPUs from the top down, then the partition.
 fn remote(mount: &Path, dir: &Path, cpus: &CpuSet) -> Result<Option<String>, FileError> {
-    {
-        let _lock = lock(mount, dir)?;
-        for parent in parents(mount, dir) {
-            let path = parent.join(EXCLUSIVE);
-            let there: CpuSet = file::parse(&path)?;
-            if !cpus.is_subset(&there) {
-                file::write(&path, &there.union(cpus).to_string())?;
-            }
-        }
-        file::write(&dir.join(EXCLUSIVE), &cpus.to_string())?;
-    }
+    claim(mount, dir, cpus)?;
     become_isolated(dir, cpus)
+}
+
+/// Exclusive CPUs from the top down.
+fn claim(mount: &Path, dir: &Path, cpus: &CpuSet) -> Result<(), FileError> {
+    let _lock = lock(mount, dir)?;
+    for parent in parents(mount, dir) {
+        let path = parent.join(EXCLUSIVE);
+        let there: CpuSet = file::parse(&path)?;
+        if !cpus.is_subset(&there) {
+            file::write(&path, &there.union(cpus).to_string())?;
+        }
+    }
+    file::write(&dir.join(EXCLUSIVE), &cpus.to_string())
 }
 
 /// Makes a cgroup a plain member again; whether its parents may have CPUs for it to give back.
@@ -445,6 +466,42 @@ pub fn partition_of(cgroup: &Cgroup, cpus: &CpuSet) -> Result<Option<How>, FileE
         return Ok(None);
     }
     stands(&tree.mount, dir)
+}
+
+/// Asks again for the partition of `cpus` that `cgroup` was, and for the one above it that is berth's; what is one holds as
+/// it is. One that the kernel still refuses stays as it is too: whether it stands is for [`isolation`] to say.
+///
+/// # Errors
+/// [`FileError`].
+pub fn mend(cgroup: &Cgroup, cpus: &CpuSet) -> Result<(), FileError> {
+    let hierarchy = cgroup.hierarchy();
+    let (Some(tree), Some(dir)) = (hierarchy.tree(Controller::Cpuset), cgroup.dir(Controller::Cpuset)) else {
+        return Ok(());
+    };
+    let state = |dir: &Path| file::read_if_there(&dir.join(PARTITION));
+    if tree.version == Version::V1 || state(dir)?.is_none() || partition_of(cgroup, cpus)?.is_some() {
+        return Ok(());
+    }
+    let mut above = None;
+    if let Some(parent) = chain_of(&tree.mount, dir) {
+        above = Some(lock_file(parent)?);
+        grow(parent, dir, cpus)?;
+    } else if dir.join(EXCLUSIVE).exists() && !local_is_possible(&tree.mount, dir)? {
+        claim(&tree.mount, dir, cpus)?;
+    }
+    anew(dir)?;
+    drop(above);
+    Ok(())
+}
+
+/// Asks for the partition again, where it is not valid. Before Linux 6.7 an invalid one stays so until it was a member.
+fn anew(dir: &Path) -> Result<(), FileError> {
+    let path = dir.join(PARTITION);
+    if file::read(&path)? == "isolated" {
+        return Ok(());
+    }
+    file::write(&path, "member")?;
+    file::write(&path, "isolated")
 }
 
 /// The files that tell when a partition becomes none: of the cgroup and of those above it. None with cgroup v1.

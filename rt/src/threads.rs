@@ -58,6 +58,52 @@ pub fn foreign_threads(
     own: &dyn Fn(i32) -> bool,
 ) -> Result<Foreign, ThreadsError> {
     let mut foreign = Foreign::default();
+    each_foreign(proc_root, cpus, own, &mut |thread| {
+        if thread.bound {
+            foreign.bound_kthreads += 1;
+            return;
+        }
+        foreign.threads += 1;
+        if foreign.examples.len() < NAMED {
+            foreign.examples.push((thread.tid, thread.name, thread.allowed));
+        }
+    })?;
+    Ok(foreign)
+}
+
+/// A thread that may run on CPUs that are not its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stranger {
+    /// Its number.
+    pub tid: i32,
+    /// Its name.
+    pub name: String,
+    /// Where it may run.
+    pub allowed: CpuSet,
+    /// Whether it is a thread of the kernel that is bound to one CPU.
+    pub bound: bool,
+}
+
+/// Every thread that [`foreign_threads`] counts, the bound ones too.
+///
+/// # Errors
+/// [`ThreadsError`].
+pub fn strangers(
+    proc_root: &Path,
+    cpus: &CpuSet,
+    own: &dyn Fn(i32) -> bool,
+) -> Result<Vec<Stranger>, ThreadsError> {
+    let mut all = Vec::new();
+    each_foreign(proc_root, cpus, own, &mut |thread| all.push(thread))?;
+    Ok(all)
+}
+
+fn each_foreign(
+    proc_root: &Path,
+    cpus: &CpuSet,
+    own: &dyn Fn(i32) -> bool,
+    found: &mut dyn FnMut(Stranger),
+) -> Result<(), ThreadsError> {
     for pid in numbers(proc_root)? {
         if own(pid) {
             continue;
@@ -82,21 +128,15 @@ pub fn foreign_threads(
             if allowed.is_disjoint(cpus) {
                 continue;
             }
-            if allowed.len() == 1 && is_kthread(&task)? {
-                foreign.bound_kthreads += 1;
-                continue;
-            }
-            foreign.threads += 1;
-            if foreign.examples.len() < NAMED {
-                foreign.examples.push((
-                    tid,
-                    field(&status, "Name:").unwrap_or_default().to_owned(),
-                    allowed,
-                ));
-            }
+            found(Stranger {
+                tid,
+                name: field(&status, "Name:").unwrap_or_default().to_owned(),
+                bound: allowed.len() == 1 && is_kthread(&task)?,
+                allowed,
+            });
         }
     }
-    Ok(foreign)
+    Ok(())
 }
 
 pub(crate) fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {

@@ -42,6 +42,11 @@ pub(crate) fn tests() -> Vec<Trial> {
             })
         }),
         test("drift::a forked process that left its cgroup", forked),
+        test("drift::starved on its own core by others", starved),
+        test(
+            "drift::onDrift repair: CPUs, policy and cgroup are put back",
+            repaired,
+        ),
         test("drift::onDrift freeze: frozen until it is thawed", frozen),
         test(
             "drift::onDrift stop: stopped, and a proven one in its place",
@@ -126,6 +131,79 @@ fn frozen() -> Result<()> {
         Ok(a.try_run(&["prove", "cold"])?.status.success())
     })?;
     ensure!(pid(&agent, "cold")? == main, "another one");
+    agent.finish()
+}
+
+/// Three loops of nobody's on the core of a container that always wants it: pinned is not isolated.
+fn starved() -> Result<()> {
+    let mut agent = Agent::start("starved")?;
+    let (node, _) = DOCUMENTS.split_once("---\n").context("one document")?;
+    let busy = plain("busy", "while :; do :; done", "").replace("cpus: shared", "cpus: 1");
+    agent.apply(&format!("{node}---\n{busy}"))?;
+    wait_running(&mut agent, "busy", 1)?;
+    let mut hogs = Vec::new();
+    for _ in 0..3 {
+        hogs.push(
+            Command::new("taskset")
+                .args(["-c", "1", "sh", "-c", "while :; do :; done"])
+                .spawn()?,
+        );
+    }
+    let told = agent.wait_for("it is told", |a| {
+        let events = a.ok(&["events"])?;
+        Ok(events
+            .lines()
+            .any(|l| l.contains("cpus.starved") && l.contains("waited for")))
+    });
+    for hog in &mut hogs {
+        hog.kill()?;
+        hog.wait()?;
+    }
+    told?;
+    agent.wait_for("its end too", |a| Ok(a.ok(&["events"])?.contains("restored")))?;
+    let metrics = agent.metrics()?;
+    ensure!(
+        metrics.contains("berth_drift_facts_total{fact=\"cpus.starved\"}"),
+        "{metrics}"
+    );
+    agent.finish()
+}
+
+/// Each is told as it was found, and set again; the container runs on.
+fn repaired() -> Result<()> {
+    let mut agent = Agent::start("driftrepair")?;
+    let shared = DOCUMENTS
+        .replace("housekeeping: \"0\", isolated: \"1\"", "housekeeping: \"0-1\"")
+        .replace("  cpus: 1\n", "  cpus: shared\n  onDrift: repair\n");
+    ensure!(shared.contains("onDrift: repair"), "{shared}");
+    agent.apply(&shared)?;
+    let mut disk = Loop::number(306);
+    disk.plug()?;
+    wait_running(&mut agent, "disk", 1)?;
+    wait_words(&mut agent, "disk")?;
+    let main = pid(&agent, "disk")?;
+    let steps: [(&str, &dyn Fn() -> Result<()>); 3] = [
+        ("cpus.allowed", &|| {
+            run("taskset", &["-a", "-p", "-c", "0", &main.to_string()])
+        }),
+        ("sched", &|| run("chrt", &["-f", "-p", "3", &main.to_string()])),
+        ("cgroup", &|| {
+            Ok(fs::write("/sys/fs/cgroup/pids/cgroup.procs", main.to_string())?)
+        }),
+    ];
+    for (fact, change) in steps {
+        change()?;
+        agent.wait_for("it is told and put back", |a| {
+            let events = a.ok(&["events"])?;
+            Ok(events
+                .lines()
+                .any(|l| l.contains(fact) && l.contains("and put back"))
+                && recorded(a, fact, "repair")?)
+        })?;
+        agent.wait_for("it holds again", |a| Ok(a.try_run(&["prove"])?.status.success()))?;
+    }
+    ensure!(pid(&agent, "disk")? == main, "another one");
+    disk.unplug()?;
     agent.finish()
 }
 

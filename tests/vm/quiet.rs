@@ -25,10 +25,16 @@ pub(crate) fn plugged(guest: &Guest) -> Vec<Trial> {
 
 /// A guest booted without isolcpus.
 pub(crate) fn guarding(guest: &Guest) -> Vec<Trial> {
-    vec![guest.test(
-        "a CPU that goes off line, and a partition that is none any more",
-        guarded,
-    )]
+    vec![
+        guest.test(
+            "a CPU that goes off line, and a partition that is none any more",
+            guarded,
+        ),
+        guest.test(
+            "throttled, visited, its CPUs taken: told, and put back where it can be",
+            watched,
+        ),
+    ]
 }
 
 fn workload(name: &str, run: &str, isolation: &str, realtime: &str) -> String {
@@ -158,4 +164,60 @@ fn guarded(vm: &mut Vm) -> Result<()> {
     )?;
     on_guest::delete(vm, &documents)?;
     on_guest::gone(vm, "kept")
+}
+
+/// A container that always wants its core, `onDrift: repair`: a bandwidth limit stops it, an interrupt's thread comes to its core, and its exclusive CPUs are taken away above it.
+fn watched(vm: &mut Vm) -> Result<()> {
+    on_guest::agent(vm)?;
+    let busy = workload("busy", "always", "required", "  onDrift: repair\n").replace(
+        "[\"/bin/sleep\", \"1000\"]",
+        "[\"/bin/sh\", \"-c\", \"while :; do :; done\"]",
+    );
+    let documents = format!("{NODE}{busy}");
+    on_guest::apply(vm, &documents)?;
+    let name = on_guest::running(vm, "busy")?;
+    let pid = on_guest::in_phase(vm, "busy", "running")?["pid"]
+        .as_i64()
+        .context("no pid")?;
+    let group = vm.sh(&format!(
+        "echo /sys/fs/cgroup$(sed -n 's/^0:://p' /proc/{pid}/cgroup)"
+    ))?;
+    let group = group.trim();
+    let cpu = vm.sh(&format!("cat {group}/cpuset.cpus"))?;
+    let cpu = cpu.trim();
+    let told = |vm: &mut Vm, fact: &str, words: &str| {
+        let seen = format!("berth events | grep -i drift | grep busy | grep '{fact}' | grep -q '{words}'");
+        vm.until(&format!("{fact}: {words}"), &seen, LIMIT).map(drop)
+    };
+    let holds = |vm: &mut Vm| {
+        let all = r#"berth ps -o json | tr -d ' \n' | grep -q '"drift":\[\]'"#;
+        vm.until("all holds again", all, LIMIT).map(drop)
+    };
+    // Nobody asked for the controller.
+    vm.sh("for d in /sys/fs/cgroup /sys/fs/cgroup/berth; do echo +cpu >$d/cgroup.subtree_control; done")?;
+    vm.sh(&format!("echo '20000 100000' >{group}/cpu.max"))?;
+    told(vm, "cpus.throttled", "periods")?;
+    vm.sh(&format!("echo 'max 100000' >{group}/cpu.max"))?;
+    holds(vm)?;
+    vm.sh(&format!(
+        "for f in /proc/irq/[0-9]*/smp_affinity_list; do echo {cpu} 2>/dev/null >$f; done; sleep 1; grep . /proc/irq/*/effective_affinity_list"
+    ))?;
+    told(vm, "cpus.strangers", "irq/")?;
+    vm.sh("for f in /proc/irq/[0-9]*/smp_affinity_list; do echo 0-1 2>/dev/null >$f; done; true")?;
+    holds(vm)?;
+    // From above: the partition has nothing to stand on.
+    vm.sh("echo >/sys/fs/cgroup/berth/cpuset.cpus.exclusive; true")?;
+    told(vm, "cpus.isolation", "put back")?;
+    vm.until("proven again", &format!("berth prove {name} >/dev/null"), LIMIT)?;
+    let metrics = vm.sh("wget -qO- http://127.0.0.1:9464/metrics | grep berth_drift_facts_total")?;
+    for fact in [
+        "cpus.starved",
+        "cpus.throttled",
+        "cpus.strangers",
+        "cpus.isolation",
+    ] {
+        ensure!(metrics.contains(fact), "{fact} is not in {metrics}");
+    }
+    on_guest::delete(vm, &documents)?;
+    on_guest::gone(vm, "busy")
 }

@@ -46,7 +46,7 @@ pub(crate) fn before_remote(guest: &Guest) -> Vec<Trial> {
             on_guest::gone(vm, "loop")?;
             given_back(vm)
         }),
-        guest.test("partitions side by side, and one that a sibling makes invalid", sibling),
+        guest.test("partitions side by side, one made invalid by a sibling, and put right", sibling),
         guest.test("a writable root file system", |vm| {
             let yaml = "apiVersion: berth/v1\nkind: Workload\nmetadata: {name: writes}\nspec:\n  image: berth-sample-busybox:latest\n  \
                         command: [\"/bin/sh\", \"-c\", \"echo x >/written && echo wrote && sleep 1000\"]\n  profile: system\n  cpus: shared\n";
@@ -75,13 +75,20 @@ fn given_back(vm: &mut Vm) -> Result<()> {
 fn sibling(vm: &mut Vm) -> Result<()> {
     on_guest::agent(vm)?;
     let first = documents("policy: fifo, priority: 50", "required");
+    let first = first.replace(
+        "isolation: required\n",
+        "isolation: required\n  onDrift: repair\n",
+    );
     let second = first
         .split_once("---\n")
         .map(|(_, workload)| workload.replace("name: loop", "name: beside"))
         .context("one document")?;
     let both = format!("{first}---\n{second}");
+    // One after the other: the second finds a partition whose CPUs are all taken.
+    on_guest::apply(vm, &first)?;
+    let before = on_guest::running(vm, "loop")?;
     on_guest::apply(vm, &both)?;
-    let names = [on_guest::running(vm, "loop")?, on_guest::running(vm, "beside")?];
+    let names = [before, on_guest::running(vm, "beside")?];
     let state = |vm: &mut Vm| {
         vm.sh("cd /sys/fs/cgroup; cat cpuset.cpus.effective berth.isolated/*/cpuset.cpus.partition berth.isolated/*/cpuset.cpus.effective | tr '\\n' ' '")
     };
@@ -98,8 +105,13 @@ fn sibling(vm: &mut Vm) -> Result<()> {
         vm,
         "mkdir /sys/fs/cgroup/claims && echo 3 >/sys/fs/cgroup/claims/cpuset.cpus",
     )?;
-    // The kernel makes the partition above invalid, and does not give it back with the claim.
+    // The kernel makes the partition above invalid, and does not give it back with the claim: `onDrift: repair` does.
     vm.sh("rmdir /sys/fs/cgroup/claims")?;
+    let mended = format!(
+        "[ \"$(cat /sys/fs/cgroup/cpuset.cpus.effective)\" = 0-1 ] && berth prove {} >/dev/null && berth prove {} >/dev/null",
+        names[0], names[1]
+    );
+    vm.until("both are isolated again", &mended, LIMIT)?;
     on_guest::delete(vm, &both)?;
     on_guest::gone(vm, "loop")?;
     on_guest::gone(vm, "beside")?;

@@ -6,6 +6,7 @@ mod delete;
 mod devices;
 mod errors;
 mod filesystem;
+mod repair;
 mod update;
 
 pub use devices::Device;

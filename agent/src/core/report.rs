@@ -116,7 +116,7 @@ impl State {
             }
             Report::Drift(facts, answer) => {
                 let done = match answer {
-                    OnDrift::Report => "",
+                    OnDrift::Report | OnDrift::Repair => "",
                     OnDrift::Freeze => "; frozen",
                     OnDrift::Stop => "; stopped",
                 };

@@ -19,6 +19,7 @@ pub(crate) struct Metrics {
     exits: IntCounterVec,
     restarts: IntCounter,
     drift: IntCounter,
+    facts: IntCounterVec,
     drifting: IntGauge,
     starved: IntGauge,
     loud: IntGauge,
@@ -51,6 +52,11 @@ impl Metrics {
             launches: vec("berth_launches_total", "Launches, by result.", "result")?,
             exits: vec("berth_exits_total", "Containers that ended, by how.", "how")?,
             restarts: counter("berth_restarts_total", "Restarts by policy.")?,
+            facts: vec(
+                "berth_drift_facts_total",
+                "Times that a fact was told as drift, by its name.",
+                "fact",
+            )?,
             drift: counter("berth_drift_total", "Times that a proven fact no longer held.")?,
             drifting: gauge(
                 "berth_containers_drifting",
@@ -111,6 +117,9 @@ impl Metrics {
             }
             Report::Exited(exit) => self.exits.with_label_values(&[how(exit)]).inc(),
             Report::Dropped(bytes) => self.dropped.inc_by(*bytes),
+            Report::Drift(facts, _) => facts
+                .iter()
+                .for_each(|fact| self.facts.with_label_values(&[kind(fact)]).inc()),
             _ => {}
         }
     }
@@ -168,4 +177,10 @@ fn how(exit: &Exit) -> &'static str {
         (_, None, Some(_)) => "signal",
         _ => "unknown",
     }
+}
+
+/// The name of a drifted fact as a label: without what tells one device or interface from another.
+fn kind(fact: &str) -> &str {
+    let end = fact.find(|c: char| !(c.is_ascii_lowercase() || c == '_' || c == '.'));
+    fact.get(..end.unwrap_or(fact.len())).unwrap_or_default()
 }

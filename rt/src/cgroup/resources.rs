@@ -14,6 +14,9 @@ use super::{BudgetError, Cgroup, Controller, DeviceError, Extras, Isolate, Missi
 use crate::cpu::{CpuSet, ParseCpuSetError};
 use crate::partition::{self, PartitionError};
 
+/// How often CPUs may be taken back before that is an error.
+const ROOM_TRIES: u32 = 5;
+
 /// Why resources could not be applied. Some may be in force: remove the cgroup.
 #[derive(Debug, Error)]
 pub enum ApplyError {
@@ -114,7 +117,7 @@ impl Cgroup {
     pub fn apply(&self, resources: &LinuxResources, extras: &Extras) -> Result<(), ApplyError> {
         let mut budget = extras.rt_budget;
         if let Some(cpu) = resources.cpu() {
-            self.apply_cpuset(cpu.cpus().as_deref(), cpu.mems().as_deref())?;
+            self.apply_cpus(cpu.cpus().as_deref(), cpu.mems().as_deref(), extras.isolate)?;
             self.apply_isolation(cpu.cpus().as_deref(), extras.isolate)?;
             self.apply_cpu(cpu)?;
             match (cpu::rt_budget(cpu)?, budget) {
@@ -155,6 +158,28 @@ impl Cgroup {
             self.set_devices(rules)?;
         }
         Ok(())
+    }
+
+    /// The cpuset; below a partition of partitions the parent is given the CPUs first. Another container that leaves
+    /// may take them back in between, until this one is a partition itself: then it is tried again.
+    fn apply_cpus(&self, cpus: Option<&str>, mems: Option<&str>, isolate: Isolate) -> Result<(), ApplyError> {
+        let wanted = cpus.filter(|_| isolate != Isolate::No);
+        let wanted = wanted
+            .and_then(|list| list.parse::<CpuSet>().ok())
+            .filter(|cpus| !cpus.is_empty());
+        let mut tries = 0;
+        loop {
+            let room = match &wanted {
+                Some(cpus) => partition::make_room(self, cpus)
+                    .map_err(|error| ApplyError::file("linux.resources.cpu.cpus", error))?,
+                None => false,
+            };
+            tries += 1;
+            match self.apply_cpuset(cpus, mems) {
+                Err(ApplyError::NotInForce { .. }) if room && tries < ROOM_TRIES => {}
+                other => return other,
+            }
+        }
     }
 
     /// Makes the CPUs an isolated partition before anything enters: a process already there would be moved off them and

@@ -3,11 +3,9 @@
 //! Invariants: a launch that fails at any step leaves nothing but its log and its record; a proof that does not
 //! hold at the exec stop has killed the container before this hears of it; the end is told once.
 
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use berth_audit::Entry;
-use berth_policies::OnDrift;
 use berth_runtime::proof::{Fact, Proof, Stage};
 use berth_runtime::{Container, StartArgs, Stdio};
 use nix::errno::Errno;
@@ -269,70 +267,6 @@ impl Monitor<'_> {
         }
         proof.facts.extend(self.quiet_facts()?);
         Ok(proof)
-    }
-
-    /// The cheap half of the proof, again and again.
-    pub(super) fn watch(&mut self) {
-        if self.phase != Phase::Running {
-            return;
-        }
-        let Some(container) = &self.container else { return };
-        let mut drifted: Vec<Fact> = match container.prove_cheap() {
-            Ok(proof) => proof.failures().cloned().collect(),
-            Err(e) => vec![Fact {
-                name: "proof".into(),
-                promised: "can be read".into(),
-                actual: chain(&e),
-                source: "/proc".into(),
-                holds: false,
-            }],
-        };
-        drifted.extend(self.quiet_drift());
-        self.reap();
-        if self.phase != Phase::Running {
-            // It ended while it was looked at: that is no drift.
-            return;
-        }
-        let names = |facts: &[Fact]| facts.iter().map(|f| f.name.clone()).collect::<BTreeSet<_>>();
-        let (before, now) = (names(&self.drift), names(&drifted));
-        self.drift = drifted;
-        if !now.is_subset(&before) {
-            self.answer_drift();
-        } else if now.is_empty() && !before.is_empty() {
-            self.tell(&Event::Restored);
-            self.note(Entry::new("restored", &self.request.id, "every fact holds again"));
-        }
-    }
-
-    /// New drift: what was promised for it, done, told and recorded.
-    fn answer_drift(&mut self) {
-        let words: Vec<&str> = self.drift.iter().map(|f| f.name.as_str()).collect();
-        let words = words.join(", ");
-        let facts = record::facts(self.drift.iter());
-        let wanted = self.on_drift;
-        let mut done = Ok(());
-        match wanted {
-            OnDrift::Report => {}
-            OnDrift::Freeze => done = self.freeze(),
-            OnDrift::Stop => self.stop(),
-        }
-        // What cannot be frozen must not go on.
-        let answer = match &done {
-            Ok(()) => wanted,
-            Err(refusal) => {
-                eprintln!("berth monitor of {}: {}", self.request.id, refusal.message);
-                self.kill();
-                OnDrift::Stop
-            }
-        };
-        self.tell(&Event::Drift {
-            facts: self.drift.clone(),
-            answer,
-        });
-        let entry = Entry::new("drift", &self.request.id, words)
-            .result("failed")
-            .detail(json!({"facts": facts, "answer": answer}));
-        self.recorder.note_safely(entry);
     }
 
     pub(super) fn signal(&mut self, signal: i32) -> Result<(), Refusal> {

@@ -13,6 +13,7 @@
 //! cgroup and mounts are freed before that.
 
 mod commands;
+mod drift;
 mod grants;
 mod guard;
 mod interfaces;
@@ -137,6 +138,7 @@ pub(crate) struct Monitor<'a> {
     links: Option<Links>,
     heard: uevents::Heard,
     partitions: Option<guard::Partitions>,
+    cores: guard::Cores,
     execs: Vec<Exec>,
     phase: Phase,
     created_at: u64,
@@ -220,6 +222,7 @@ impl<'a> Monitor<'a> {
                 links: None,
                 heard: uevents::Heard::default(),
                 partitions: None,
+                cores: guard::Cores::default(),
                 execs: Vec::new(),
                 phase: Phase::Creating,
                 created_at: paths::now(),

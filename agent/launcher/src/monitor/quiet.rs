@@ -162,7 +162,7 @@ impl Monitor<'_> {
         };
         let told = mended.into_iter().map(|m| Fact {
             actual: if m.drift {
-                format!("{}, and put back", m.found)
+                format!("{}{}", m.found, super::drift::PUT_BACK)
             } else {
                 format!("{} since its device came, and moved", m.found)
             },
