@@ -162,6 +162,7 @@ impl NodeSpec {
             cores,
             memory_nodes: topology.memory_nodes(),
             rt_budget_us,
+            numa: self.numa.policy,
         })
     }
 }

@@ -13,6 +13,7 @@ use thiserror::Error;
 
 use crate::cgroup::RtBudget;
 use crate::cpu::CpuSet;
+use crate::node::NumaPolicy;
 
 /// One core with its hardware threads.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +41,9 @@ pub struct Pool {
     pub memory_nodes: CpuSet,
     /// Real-time budget for all workloads together, in microseconds of each second.
     pub rt_budget_us: u64,
+    /// How strictly cores and device come from one memory node; they do where that can be, whatever it says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub numa: Option<NumaPolicy>,
 }
 
 impl Pool {
@@ -145,6 +149,21 @@ pub enum Refusal {
         /// Who has the rest.
         held: Vec<(String, CpuSet)>,
     },
+    /// There are enough whole cores, but not on the memory nodes that the node's policy wants.
+    #[error("{owner} asks for {}: they would come from memory nodes {nodes}{}, and spec.numa.policy is {policy}",
+        cores(*asked as usize), near.map(|node| format!(", its device is on node {node}")).unwrap_or_default())]
+    Numa {
+        /// Who asks.
+        owner: String,
+        /// How many cores it asks for.
+        asked: u32,
+        /// Where they are free.
+        nodes: CpuSet,
+        /// The node of its device.
+        near: Option<u32>,
+        /// `restricted` or `single-numa-node`.
+        policy: &'static str,
+    },
     /// There is no shared CPU.
     #[error(
         "{owner} asks for the shared CPUs, but the node keeps none of its CPUs {online} for housekeeping"
@@ -184,6 +203,9 @@ impl Refusal {
             Refusal::Cores { .. } => Some(
                 "ask for fewer cores or `cpus: shared`, stop a holder, or give the node more isolated CPUs"
                     .into(),
+            ),
+            Refusal::Numa { .. } => Some(
+                "stop a holder on the other node, ask for fewer cores, or set spec.numa.policy to best-effort".into(),
             ),
             Refusal::NoHousekeeping { .. } => Some("set spec.cpus.housekeeping of the Node document".into()),
             Refusal::Budget { .. } => {
@@ -251,7 +273,11 @@ pub fn reserve(pool: &Pool, held: &[Held], request: &Request) -> Result<Placemen
                 what: "0 whole cores: at least 1".into(),
             });
         }
-        Cpus::Whole(count) => (whole(pool, held, request, count)?, false),
+        Cpus::Whole(count) => {
+            let cpus = whole(pool, held, request, count)?;
+            near_enough(pool, request, count, &cpus)?;
+            (cpus, false)
+        }
     };
     let near: CpuSet = pool
         .cores
@@ -358,6 +384,55 @@ fn whole(pool: &Pool, held: &[Held], request: &Request, count: u32) -> Result<Cp
         held: holders
             .map(|held| (held.owner.clone(), held.cpus.clone()))
             .collect(),
+    })
+}
+
+/// Whether the policy takes the memory nodes of the chosen cores: `single-numa-node` one, the device's; `restricted` no more
+/// than an empty node of this shape would need, and the device's where that has so many cores.
+fn near_enough(pool: &Pool, request: &Request, count: u32, chosen: &CpuSet) -> Result<(), Refusal> {
+    let nodes: CpuSet = pool
+        .cores
+        .iter()
+        .filter(|core| !core.cpus.is_disjoint(chosen))
+        .map(|core| core.node)
+        .collect();
+    let mut there: BTreeMap<u32, u32> = BTreeMap::new();
+    for core in pool.whole_cores() {
+        *there.entry(core.node).or_default() += 1;
+    }
+    let elsewhere = |node: u32| !nodes.contains(node) || nodes.len() > 1;
+    let (policy, refused) = match pool.numa {
+        Some(NumaPolicy::SingleNumaNode) => (
+            "single-numa-node",
+            nodes.len() > 1 || request.near_node.is_some_and(elsewhere),
+        ),
+        Some(NumaPolicy::Restricted) => {
+            let mut counts: Vec<u32> = there.values().copied().collect();
+            counts.sort_unstable_by(|a, b| b.cmp(a));
+            let mut sum = 0;
+            let least = 1 + counts
+                .iter()
+                .take_while(|here| {
+                    sum += **here;
+                    sum < count
+                })
+                .count();
+            let could = request
+                .near_node
+                .filter(|node| there.get(node).is_some_and(|here| *here >= count));
+            ("restricted", nodes.len() > least || could.is_some_and(elsewhere))
+        }
+        Some(NumaPolicy::None | NumaPolicy::BestEffort) | None => return Ok(()),
+    };
+    if !refused {
+        return Ok(());
+    }
+    Err(Refusal::Numa {
+        owner: request.owner.clone(),
+        asked: count,
+        nodes,
+        near: request.near_node,
+        policy,
     })
 }
 

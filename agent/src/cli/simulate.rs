@@ -263,6 +263,7 @@ fn node(cores: u32) -> Node {
             cores: (0..=cores).map(core).collect(),
             memory_nodes: [0].into_iter().collect(),
             rt_budget_us: 950_000,
+            numa: None,
         },
         rt_groups: false,
     }

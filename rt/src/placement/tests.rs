@@ -28,6 +28,7 @@ fn pool(isolated: &str) -> Pool {
         cores,
         memory_nodes: set("0-1"),
         rt_budget_us: 900_000,
+        numa: None,
     }
 }
 
@@ -80,6 +81,60 @@ fn whole_cores_come_with_all_their_threads_from_one_node() {
         );
         assert!(!placement.shared);
     }
+}
+
+#[test]
+fn the_policy_of_memory_nodes_refuses_what_is_too_far() {
+    use crate::node::NumaPolicy::{BestEffort, None as Any, Restricted, SingleNumaNode};
+    let all = "0-11";
+    // Policy, what is held, cores, device's node; given?
+    for (policy, taken, count, near, given) in [
+        (SingleNumaNode, "", 4, None, true),
+        (SingleNumaNode, "", 5, None, false),
+        (SingleNumaNode, "", 4, Some(0), true),
+        (SingleNumaNode, "0-1", 3, Some(0), false),
+        (SingleNumaNode, "0-1", 3, None, true),
+        (Restricted, "", 5, None, true),
+        (Restricted, "0-1,4,8", 4, None, false),
+        (Restricted, "0-1", 3, Some(0), false),
+        // So many no node has.
+        (Restricted, "", 6, Some(0), true),
+        (BestEffort, "0-1,4,8", 4, None, true),
+        (Any, "0-1", 3, Some(0), true),
+    ] {
+        let node = Pool {
+            numa: Some(policy),
+            ..pool(all)
+        };
+        let holders: Vec<Held> = (!taken.is_empty())
+            .then(|| held("valve", taken, 0))
+            .into_iter()
+            .collect();
+        let request = Request {
+            near_node: near,
+            ..request("pump", Cpus::Whole(count))
+        };
+        let answer = reserve(&node, &holders, &request);
+        assert_eq!(
+            answer.is_ok(),
+            given,
+            "{policy:?} {taken} {count} {near:?}: {answer:?}"
+        );
+    }
+    let node = Pool {
+        numa: Some(SingleNumaNode),
+        ..pool(all)
+    };
+    let near = Request {
+        near_node: Some(0),
+        ..request("pump", Cpus::Whole(3))
+    };
+    let refusal = reserve(&node, &[held("valve", "0-1", 0)], &near).unwrap_err();
+    assert_eq!(
+        refusal.to_string(),
+        "pump asks for 3 whole cores: they would come from memory nodes 1, its device is on node 0, and spec.numa.policy is single-numa-node"
+    );
+    assert!(refusal.hint().is_some_and(|hint| hint.contains("best-effort")));
 }
 
 #[test]

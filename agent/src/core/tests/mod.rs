@@ -31,6 +31,7 @@ pub(super) fn node(cpus: u32) -> Node {
             cores: (0..cpus).map(core).collect(),
             memory_nodes: [0].into_iter().collect(),
             rt_budget_us: 950_000,
+            numa: None,
         },
         rt_groups: true,
     }
