@@ -119,7 +119,7 @@ impl Container {
     pub fn open(state_root: &Path, id: &str, hierarchy: &Hierarchy) -> Result<Self, OpenError> {
         let dir = state_root.join(id);
         let id = id.to_owned();
-        if id.is_empty() || id.contains('/') || id.starts_with('.') {
+        if crate::plan::check_id(&id).is_err() {
             return Err(OpenError::NotFound { id });
         }
         let folder = match claim::open(&dir) {

@@ -8,6 +8,7 @@ mod promise;
 mod recipe;
 mod users;
 
+pub(crate) use checks::id as check_id;
 pub(crate) use process::{io_priority, label_of, words as exec_process};
 
 use std::path::{Path, PathBuf};
@@ -115,7 +116,7 @@ pub struct Context<'a> {
 pub enum PlanError {
     /// The id cannot name a folder.
     #[error(
-        "container id `{0}` is not valid: 1 to 255 letters, digits, `_`, `+`, `-`, `.`, and not `.` or `..`"
+        "container id `{0}` is not valid: 1 to 255 letters, digits, `_`, `+`, `-`, `.`, the first no `.`"
     )]
     Id(String),
     /// The bundle's config.json cannot be read.
@@ -234,7 +235,7 @@ pub(crate) fn load_telling(bundle: &Path, tell: impl FnOnce(&[u8])) -> Result<Bu
     };
     let path = std::fs::canonicalize(bundle).map_err(|e| read(bundle, e))?;
     let file = path.join("config.json");
-    let text = std::fs::read(&file).map_err(|e| read(&file, e))?;
+    let text = read_document(&file).map_err(|e| read(&file, e))?;
     tell(&text);
     let parse = |source| PlanError::Parse {
         path: file.clone(),
@@ -256,6 +257,33 @@ pub(crate) fn load_telling(bundle: &Path, tell: impl FnOnce(&[u8])) -> Result<Bu
         spec,
         unknown: findings.unknown,
     })
+}
+
+/// Longest document that is read, bytes: a configuration with a large filter has about 100,000.
+const LONGEST: u64 = 16 << 20;
+
+/// A regular file of bounded size: who opens a FIFO or a device waits for ever, or reads for ever.
+///
+/// # Errors
+/// It cannot be read, or is none.
+pub(crate) fn read_document(path: &Path) -> std::io::Result<Vec<u8>> {
+    use std::io::{Error, ErrorKind, Read};
+    use std::os::unix::fs::OpenOptionsExt;
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)?;
+    let meta = file.metadata()?;
+    if !meta.is_file() {
+        return Err(Error::new(ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    if meta.len() > LONGEST {
+        let text = format!("it has {} bytes, at most {LONGEST} are read", meta.len());
+        return Err(Error::new(ErrorKind::FileTooLarge, text));
+    }
+    let mut text = Vec::with_capacity(usize::try_from(meta.len()).unwrap_or(0) + 1);
+    file.take(LONGEST).read_to_end(&mut text)?;
+    Ok(text)
 }
 
 /// The document's type has other names for two flags of `process.scheduler` than the specification.

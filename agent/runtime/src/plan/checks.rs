@@ -6,10 +6,10 @@ use oci_spec::runtime::{Linux, LinuxNamespaceType, LinuxSeccomp, LinuxSeccompAct
 
 use super::PlanError;
 
-/// A container id is a folder name.
-pub(super) fn id(id: &str) -> Result<(), PlanError> {
+/// A container id is a folder name, and no hidden one: nobody could open it afterwards.
+pub(crate) fn id(id: &str) -> Result<(), PlanError> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "_+-.".contains(c);
-    if id.is_empty() || id.len() > 255 || id == "." || id == ".." || !id.chars().all(allowed) {
+    if id.is_empty() || id.len() > 255 || id.starts_with('.') || !id.chars().all(allowed) {
         return Err(PlanError::Id(id.to_owned()));
     }
     Ok(())
@@ -184,10 +184,10 @@ mod tests {
 
     #[test]
     fn ids() {
-        for good in ["a", "A.b_c+d-9", "..."] {
+        for good in ["a", "A.b_c+d-9", "a..."] {
             assert!(id(good).is_ok(), "{good}");
         }
-        for bad in ["", ".", "..", "a/b", "a b", "ü", &"x".repeat(256)] {
+        for bad in ["", ".", "..", ".a", "a/b", "a b", "ü", &"x".repeat(256)] {
             assert!(id(bad).is_err(), "{bad}");
         }
     }

@@ -179,6 +179,9 @@ fn root(bundle: &Path, spec: &Spec, extensions: &Extensions) -> Result<(Root, bo
     use nix::errno::Errno;
     if extensions.lower.is_empty() {
         let root = spec.root().as_ref().ok_or(PlanError::Missing { field: "root" })?;
+        if root.path().as_os_str().is_empty() {
+            return Err(PlanError::refused("root.path", "it is empty"));
+        }
         let path = directory("root.path", &bundle.join(root.path()))?;
         if path == Path::new("/") {
             return Err(PlanError::refused("root.path", "it is the node's own root"));
