@@ -39,6 +39,8 @@ pub struct Agent {
     pub cgroup: String,
     agent: Option<Child>,
     args: Vec<String>,
+    /// It was ended in order.
+    left: bool,
     /// What every command is run by: `nsenter …`.
     enter: Vec<String>,
 }
@@ -61,6 +63,7 @@ impl Agent {
             cgroup,
             agent: None,
             args: Vec::new(),
+            left: false,
             enter: Vec::new(),
         };
         for image in ["berth-sample-busybox", "berth-sample-worker"] {
@@ -317,6 +320,7 @@ impl Agent {
     }
 
     fn leave(&mut self) -> Result<()> {
+        self.left = true;
         let stopped = self.try_run(&["stop", "--all"]);
         if let Some(mut child) = self.agent.take() {
             kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGTERM)?;
@@ -333,6 +337,11 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
+        // A test that failed while it had no agent: the next one finds its containers, and stops them.
+        if !self.left && self.agent.is_none() && self.processes("berth-mon").is_ok_and(|all| !all.is_empty())
+        {
+            let _ = self.spawn(&[]);
+        }
         if self.agent.is_some() {
             if std::thread::panicking() {
                 eprintln!("--- agent log ends:\n{}", tail(&self.log(), 60));
