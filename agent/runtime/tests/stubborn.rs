@@ -87,7 +87,8 @@ fn a_frozen_cgroup_above_it_is_named_with_the_processes_it_holds() {
         let message = String::from_utf8_lossy(&out.stderr);
         assert!(!out.status.success(), "{message}");
         assert!(message.contains(&format!("`{}`", above.display())), "{message}");
-        assert!(message.contains(&format!("{pid} (sleep, ")), "{message}");
+        // The shell, or already its sleep.
+        assert!(message.contains(&format!("{pid} (s")), "{message}");
         assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
         fs::write(above.join("freezer.state"), "THAWED").unwrap();
     }
