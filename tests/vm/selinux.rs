@@ -6,6 +6,7 @@
 
 mod bundle;
 mod daemons;
+mod volumes;
 
 use anyhow::{Context, Result, ensure};
 use berth_tests::vm::Vm;
@@ -35,6 +36,14 @@ pub(crate) fn tests(guest: &Guest) -> Vec<Trial> {
         guest.test(
             "agent and launcher in their own domains: a pair for each container",
             daemons::daemons,
+        ),
+        guest.test(
+            "the files of a mount are labelled for one container, or for several",
+            volumes::relabel,
+        ),
+        guest.test(
+            "two tenants see nothing of each other, nor of berth",
+            volumes::tenants,
         ),
         guest.test(
             "a context that the policy lacks refuses the launch",
