@@ -144,8 +144,9 @@ fn starved() -> Result<()> {
     let mut hogs = Vec::new();
     for _ in 0..3 {
         hogs.push(
-            Command::new("taskset")
-                .args(["-c", "1", "sh", "-c", "while :; do :; done"])
+            // Each in a session of its own: what shares one gets one share (sched_autogroup).
+            Command::new("setsid")
+                .args(["taskset", "-c", "1", "sh", "-c", "while :; do :; done"])
                 .spawn()?,
         );
     }
