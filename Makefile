@@ -18,7 +18,8 @@ export PROPTEST_RNG_SEED ?= 20261121
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
-# One static file: it starts in less time, and nothing on the node but its kernel can break it.
+# One static file: it starts in less time, and nothing on the node but its kernel can break it. Not for arm64: there the compiler
+# makes static programs with fixed addresses.
 STATIC := -- -C target-feature=+crt-static
 
 build: ## the release binary, target/release/berth
@@ -84,7 +85,7 @@ cross: build cross-arm64 ## stripped release binaries for x86_64 and arm64, targ
 
 cross-arm64:
 	@.ci/setup cross
-	$(CROSS) rustc --release --locked -p berth --bin berth --target $(ARM64) --target-dir target/cross $(STATIC)
+	$(CROSS) build --release --locked -p berth --target $(ARM64) --target-dir target/cross
 	$(CROSS) rustc --release --locked -p device-worker --target $(ARM64) --target-dir target/cross $(STATIC)
 	install -D target/cross/$(ARM64)/release/berth target/dist/berth-aarch64
 

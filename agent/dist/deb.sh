@@ -28,12 +28,15 @@ install -D -m 644 "$here/../../LICENSE" "$root/usr/share/doc/berth/copyright"
 gzip -9nc "$here/../../CHANGELOG.md" | install -D -m 644 /dev/stdin "$root/usr/share/doc/berth/changelog.gz"
 echo /etc/berth/node.yaml >"$root/DEBIAN/conffiles"
 for script in postinst prerm postrm; do install -m 755 "$here/deb-$script" "$root/DEBIAN/$script"; done
+# A static file needs nothing.
+depends=
+if readelf -d "$binary" | grep -q 'NEEDED.*libc\.so'; then depends=$'Depends: libc6 (>= 2.36)\n'; fi
 cat >"$root/DEBIAN/control" <<CONTROL
 Package: berth
 Version: $version
 Architecture: $arch
 Maintainer: berth maintainers <maintainers@berth.example>
-Recommends: udev, systemd
+${depends}Recommends: udev, systemd
 Section: admin
 Priority: optional
 Installed-Size: $(du -sk "$root/usr" | cut -f1)

@@ -71,9 +71,18 @@ fn binary(arch: &str) -> Result<()> {
         !text.contains(".symtab") && !text.contains(".debug_"),
         "not stripped"
     );
+    let libraries: Vec<&str> = text
+        .lines()
+        .filter(|line| line.contains("(NEEDED)"))
+        .filter_map(|line| line.split(['[', ']']).nth(1))
+        // The dynamic linker by its name is no library.
+        .filter(|name| !name.starts_with("ld-linux"))
+        .collect();
+    let wanted: &[&str] = if arch == "arm64" { &["libc.so.6"] } else { &[] };
+    ensure!(libraries == wanted, "shared libraries are {libraries:?}");
     ensure!(
-        !text.contains("(NEEDED)") && !text.contains(".interp"),
-        "it needs shared libraries or a dynamic linker:\n{text}"
+        arch == "arm64" || !text.contains(".interp"),
+        "it needs a dynamic linker:\n{text}"
     );
     ensure!(
         text.contains("DYN (Position-Independent Executable file)"),
@@ -122,8 +131,8 @@ fn package(arch: &str) -> Result<()> {
         ensure!(control.contains(&line), "no {line:?} in\n{control}");
     }
     ensure!(
-        !control.contains("\n Depends:"),
-        "it is one static file:\n{control}"
+        control.contains("\n Depends: libc6 (>= ") == (arch == "arm64"),
+        "the static file needs nothing, the other one the C library:\n{control}"
     );
     Ok(())
 }
