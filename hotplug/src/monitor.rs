@@ -1,6 +1,6 @@
 //! The uevent socket: the kernel's multicast group, or udevd's.
 //!
-//! Interface: netlink(7) `NETLINK_KOBJECT_UEVENT`, group 1 (kernel) or group 2 (udevd, [`crate::udevd`]). Invariants: never
+//! Interface: netlink(7) `NETLINK_KOBJECT_UEVENT`, group 1 (kernel) or group 2 (udevd, udevd.rs). Invariants: never
 //! blocks; only what root sent to the group is taken, of group 1 only what the kernel itself sent; a full buffer (ENOBUFS) or a cut message is [`MonitorError::Overflow`]
 //! and never silence. Events of network devices reach only the namespace that the socket was opened in.
 //!

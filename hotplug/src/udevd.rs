@@ -5,7 +5,7 @@
 //! the offset and the length of the properties) and properties, each `KEY=VALUE` and a NUL; the database is a file for
 //! each device in /run/udev/data, its lines a letter, a colon and a value. Both are udevd's own business between its
 //! versions only: what libudev of a container reads is the same. Invariants: any bytes are taken without panicking; what
-//! does not fit is an error and never half a device; [`Device::build`] checks and bounds each property.
+//! does not fit is an error and never half a device; `Device::build` checks and bounds each property.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -8,7 +8,7 @@
 //!               filter        the seccomp program of a detached container, for processes that join it
 //! ```
 //! Invariants: the folder is made first and removed last; its making is what reserves the id. A folder without a
-//! record that nobody holds ([`claim`]) belongs to a creation that was cut off: `delete --force` frees what it names. A
+//! record that nobody holds (claim.rs) belongs to a creation that was cut off: `delete --force` frees what it names. A
 //! pid counts only together with its start time and the boot id.
 
 pub(crate) mod claim;
