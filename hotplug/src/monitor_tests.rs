@@ -385,9 +385,11 @@ fn udevd_events_and_their_loss() {
         let found = || enumerate_from(Source::Auto, Path::new("/sys"), &Filter::subsystems(["net"])).unwrap();
         assert_eq!(found(), []);
         fs::create_dir("/run/udev/data").unwrap();
+        // Longer than any one value may be, as that of a disk with many links.
+        let links: String = (0..1000).map(|n| format!("S:by-test/number-{n}\n")).collect();
         fs::write(
             "/run/udev/data/n1",
-            "I:7\nE:ID_MODEL=loop back\nG:berth\nQ:berth\nV:1\n",
+            format!("{links}I:7\nE:ID_MODEL=loop back\nG:berth\nQ:berth\nV:1\n"),
         )
         .unwrap();
         let lo = &found()[0];

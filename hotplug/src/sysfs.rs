@@ -163,6 +163,11 @@ fn stays_below(devpath: &str, name: &str) -> bool {
 
 /// Reads a file of at most [`VALUE_MAX`] bytes; longer ones are no value.
 pub(crate) fn read_bounded(path: &Path) -> Option<Vec<u8>> {
+    read_at_most(path, VALUE_MAX)
+}
+
+/// Reads a file of at most `limit` bytes; `None` for a longer one.
+pub(crate) fn read_at_most(path: &Path, limit: usize) -> Option<Vec<u8>> {
     // O_NONBLOCK: a recorded tree may hold anything, and opening must not wait.
     let file = OpenOptions::new()
         .read(true)
@@ -170,8 +175,8 @@ pub(crate) fn read_bounded(path: &Path) -> Option<Vec<u8>> {
         .open(path)
         .ok()?;
     let mut value = Vec::with_capacity(128);
-    file.take(VALUE_MAX as u64 + 1).read_to_end(&mut value).ok()?;
-    (value.len() <= VALUE_MAX).then_some(value)
+    file.take(limit as u64 + 1).read_to_end(&mut value).ok()?;
+    (value.len() <= limit).then_some(value)
 }
 
 /// Bytes of a device as text; what is no UTF-8 becomes U+FFFD.

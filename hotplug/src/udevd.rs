@@ -17,6 +17,8 @@ use crate::{safe, sysfs};
 
 /// udevd's database.
 const DATABASE: &str = "/run/udev/data";
+/// Longest record read, in bytes: root writes them, and a disk of many paths has links in plenty.
+const RECORD_MAX: usize = 1024 * 1024;
 /// With the terminating NUL.
 const PREFIX: &[u8] = b"libudev\0";
 /// In network order.
@@ -78,7 +80,7 @@ fn body(message: &[u8]) -> Option<&[u8]> {
 pub(crate) fn read(sys_root: &Arc<Path>, devpath: String) -> Option<Device> {
     let mut properties = Device::read_properties(sys_root, &devpath).ok()?;
     let file = Path::new(DATABASE).join(file_of(&devpath, &properties)?);
-    if let Some(text) = sysfs::read_bounded(&file) {
+    if let Some(text) = sysfs::read_at_most(&file, RECORD_MAX) {
         merge(&text, &mut properties);
     }
     Some(Device::build(sys_root, devpath, properties))
