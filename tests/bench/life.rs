@@ -242,15 +242,16 @@ const GROWS: [(&str, &str, f64); 6] = [
 pub(crate) fn thousand(table: &mut Table, count: usize) -> Result<()> {
     let mut agent = Agent::start("bench-thousand")?;
     agent.apply(&document(SLEEPS))?;
-    let mut last = running(&mut agent)?.1;
+    let mut last = i64::from(running(&mut agent)?.0.as_raw());
     let mut launch = |agent: &mut Agent, count: usize| -> Result<()> {
         for _ in 0..count {
             agent.ok(&["restart", "bench"])?;
             agent.wait_for("the next runs", |a| {
                 let now = a.in_state("running")?;
-                let id = now.first().and_then(|c| c["id"].as_str().map(str::to_owned));
-                let next = id.filter(|id| *id != last);
-                Ok(next.map(|id| last = id).is_some())
+                // The id may be that of the one before: it is free again.
+                let pid = now.first().and_then(|c| c["pid"].as_i64());
+                let next = pid.filter(|pid| *pid != last);
+                Ok(next.map(|pid| last = pid).is_some())
             })?;
         }
         Ok(())
