@@ -83,7 +83,10 @@ fn set_up(recipe: &Recipe, ends: &Ends<'_>) -> Result<Infallible, Failure> {
         sys::dup_onto(*fd, target as RawFd).step("standard streams", "")?;
     }
     setsid().step("setsid", "")?;
-    let mut inside: Vec<Inside> = own_keyring(&recipe.id)?.into_iter().collect();
+    let mut inside: Vec<Inside> = match recipe.process.callers_keyring {
+        true => Vec::new(),
+        false => own_keyring(&recipe.id)?.into_iter().collect(),
+    };
     umask(Mode::empty());
     let mut prepared = None;
     if recipe.new & libc::CLONE_NEWUSER as u64 != 0 {
@@ -101,6 +104,9 @@ fn set_up(recipe: &Recipe, ends: &Ends<'_>) -> Result<Infallible, Failure> {
     let proc = nix::fcntl::open("/proc", flags, Mode::empty()).step("open", "/proc")?;
     if crate::sys::mount::fs_magic(&proc).step("stat", "/proc")? != PROC_MAGIC {
         return Err(Failure::refused("open", "/proc", "it is not a proc file system"));
+    }
+    if let Some(promised) = &recipe.clocks {
+        inside.push(clocks(&proc, promised)?);
     }
     for (kind, fd, path) in ends.join {
         setns(fd, CloneFlags::from_bits_retain(*kind as i32)).step("join namespace", path)?;
@@ -181,6 +187,9 @@ fn set_up(recipe: &Recipe, ends: &Ends<'_>) -> Result<Infallible, Failure> {
         sys::set_personality(domain).step("personality", "")?;
     }
     let process = &recipe.process;
+    if let Some(policy) = &process.memory {
+        inside.push(policy.enter()?);
+    }
     if let Some(landlock) = &process.landlock {
         let found = landlock::enter(landlock)?;
         let source = "mount(2), open(2) inside, before exec";
@@ -298,6 +307,17 @@ fn name_things(
         ]);
     }
     Ok(())
+}
+
+/// What the clocks of this process's time namespace are ahead, beside what they shall be.
+fn clocks(proc: &OwnedFd, promised: &str) -> Result<Inside, Failure> {
+    let path = "self/timens_offsets";
+    let file = nix::fcntl::openat(proc, path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
+    let file = std::fs::File::from(file.step("linux.timeOffsets, read back", path)?);
+    let actual = std::io::read_to_string(file).step("linux.timeOffsets, read back", path)?;
+    let words = |text: &str| text.split_ascii_whitespace().collect::<Vec<_>>().join(" ");
+    let source = "/proc/self/timens_offsets inside, before exec".to_owned();
+    Ok(["clocks".into(), words(promised), words(&actual), source])
 }
 
 pub(crate) fn become_root() -> Result<(), Failure> {

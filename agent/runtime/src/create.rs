@@ -388,17 +388,36 @@ impl Plan {
             }
             None => None,
         };
+        let own_clocks = match &self.recipe.clocks {
+            Some(offsets) => {
+                // Only who has none in it yet can set a time namespace's clocks: it is made for the child to be.
+                let own = open(Path::new("/proc/self/ns/time"))?;
+                let time = CloneFlags::from_bits_retain(libc::CLONE_NEWTIME);
+                nix::sched::unshare(time).map_err(CreateCause::call("make time namespace"))?;
+                let path = Path::new("/proc/self/timens_offsets");
+                let set =
+                    fs::write(path, offsets).map_err(CreateCause::file("set linux.timeOffsets in", path));
+                Some((own, time, set))
+            }
+            None => None,
+        };
         // The cgroup namespace is made by the child itself, once the cgroup holds it; the network namespace too where
         // the caller has mounts to make meanwhile.
         let mut namespaces = self.recipe.new & !(libc::CLONE_NEWCGROUP as u64);
         let own_network = self.makes_network();
+        if own_clocks.is_some() {
+            namespaces &= !(libc::CLONE_NEWTIME as u64);
+        }
         if self.network.is_some() || own_network {
             namespaces &= !(libc::CLONE_NEWNET as u64);
         }
-        let cloned = sys::clone3(CloneArgs {
-            namespaces,
-            cgroup: into.map(AsRawFd::as_raw_fd),
-        });
+        let cloned = match &own_clocks {
+            Some((_, _, Err(_))) => Err(Errno::ECANCELED),
+            _ => sys::clone3(CloneArgs {
+                namespaces,
+                cgroup: into.map(AsRawFd::as_raw_fd),
+            }),
+        };
         if let Ok(Cloned::Child) = cloned {
             // A copy of the caller's end here would keep it open when the caller is killed before this process has
             // asked for its death signal: it would wait for ever. This side never returns, so nothing closes twice.
@@ -416,6 +435,10 @@ impl Plan {
                 state: &self.hook_state,
             };
             child::run(&self.recipe, &ends);
+        }
+        if let Some((own, time, set)) = own_clocks {
+            setns(own, time).map_err(CreateCause::call("leave time namespace"))?;
+            set?;
         }
         if let Some(own) = own_pids {
             setns(own, CloneFlags::CLONE_NEWPID).map_err(CreateCause::call("leave pid namespace"))?;

@@ -12,6 +12,7 @@
 //! both are not dumpable until exec; the container may slow it down, so the caller waits [`PATIENCE`] and no longer;
 //! a failure before exec comes back with step, path and errno, and nothing is left behind.
 
+mod group;
 mod join;
 mod request;
 
@@ -156,11 +157,14 @@ impl Container {
         if !request.while_paused && self.is_frozen() {
             return Err(ExecError::Paused(id()));
         }
-        let wanted = self.wanted(&request)?;
-        let entries: Vec<PathBuf> = self
-            .cgroup
-            .iter()
-            .flat_map(|c| c.paths())
+        let mut wanted = self.wanted(&request)?;
+        let mut groups = self.cgroup.iter().flat_map(|c| c.paths()).collect();
+        if !request.cgroups.is_empty() {
+            groups = group::of(&request.cgroups, groups, &mut wanted.promise.cgroups)
+                .map_err(ExecError::Request)?;
+        }
+        let entries: Vec<PathBuf> = groups
+            .into_iter()
             .map(|(name, path)| match name.as_str() {
                 "unified" => path.join("cgroup.procs"),
                 _ => path.join("tasks"),

@@ -22,8 +22,6 @@ use Field::{Applied as A, Refused};
 
 const PLATFORM: &str = "it belongs to another platform than Linux containers";
 const RDT: &str = "Intel RDT is not supported";
-const MEMPOL: &str = "NUMA memory policies are not supported";
-const TIME: &str = "clock offsets are not supported";
 const PERSONALITY: &str = "the specification defines no personality flags";
 
 /// One row for each field, sorted.
@@ -86,10 +84,10 @@ pub const FIELDS: &[(&str, Field)] = &[
     ("linux.intelRdt.memBwSchema", Refused(RDT)),
     ("linux.intelRdt.schemata", Refused(RDT)),
     ("linux.maskedPaths", A),
-    ("linux.memoryPolicy", Refused(MEMPOL)),
-    ("linux.memoryPolicy.flags", Refused(MEMPOL)),
-    ("linux.memoryPolicy.mode", Refused(MEMPOL)),
-    ("linux.memoryPolicy.nodes", Refused(MEMPOL)),
+    ("linux.memoryPolicy", A),
+    ("linux.memoryPolicy.flags", A),
+    ("linux.memoryPolicy.mode", A),
+    ("linux.memoryPolicy.nodes", A),
     ("linux.mountLabel", A),
     ("linux.namespaces", A),
     ("linux.namespaces[].path", A),
@@ -187,13 +185,13 @@ pub const FIELDS: &[(&str, Field)] = &[
     ("linux.seccomp.syscalls[].names", A),
     ("linux.sysctl", A),
     ("linux.sysctl.{}", A),
-    ("linux.timeOffsets", Refused(TIME)),
-    ("linux.timeOffsets.boottime", Refused(TIME)),
-    ("linux.timeOffsets.boottime.nanosecs", Refused(TIME)),
-    ("linux.timeOffsets.boottime.secs", Refused(TIME)),
-    ("linux.timeOffsets.monotonic", Refused(TIME)),
-    ("linux.timeOffsets.monotonic.nanosecs", Refused(TIME)),
-    ("linux.timeOffsets.monotonic.secs", Refused(TIME)),
+    ("linux.timeOffsets", A),
+    ("linux.timeOffsets.boottime", A),
+    ("linux.timeOffsets.boottime.nanosecs", A),
+    ("linux.timeOffsets.boottime.secs", A),
+    ("linux.timeOffsets.monotonic", A),
+    ("linux.timeOffsets.monotonic.nanosecs", A),
+    ("linux.timeOffsets.monotonic.secs", A),
     ("linux.uidMappings", A),
     ("linux.uidMappings[].containerID", A),
     ("linux.uidMappings[].hostID", A),
@@ -444,7 +442,7 @@ mod tests {
 
     #[test]
     fn what_is_refused() {
-        for path in ["linux.intelRdt", "linux.memoryPolicy", "linux.timeOffsets"] {
+        for path in ["linux.intelRdt", "linux.personality.flags", "process.commandLine"] {
             assert!(matches!(field(path), Some(Refused(_))), "{path}");
         }
     }

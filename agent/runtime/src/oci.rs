@@ -24,7 +24,7 @@ use crate::network::Beside;
 use crate::plan::{self, Context, Extensions, Plan};
 use crate::state::{Record, Status};
 use crate::timing::Timing;
-use args::{Command, Global, Listed, Parsed, Usage};
+use args::{Command, Global, How, Listed, Parsed, Usage};
 use terminal::Taker;
 
 /// Folder of the containers' states without `--root`.
@@ -160,9 +160,9 @@ fn create(
     id: &str,
     bundle: &Path,
     detached: bool,
-    (console, preserve): ((Option<&Path>, bool), u32),
+    (console, how): ((Option<&Path>, bool), How),
 ) -> Result<(Container, Taker), Failed> {
-    preserved(preserve)?;
+    preserved(how.preserved)?;
     let mut timing = Timing::begin();
     let mut network = None;
     let mut bundle = plan::load_telling(bundle, |text| network = Beside::begin(text))?;
@@ -176,6 +176,14 @@ fn create(
             "warning",
             &format!("config.json: `{name}` is no field of the specification and is not applied"),
         );
+    }
+    for (destination, option) in plan::without_effect(&mut bundle.spec) {
+        let text = format!(
+            "mount `{}`: option \"{option}\" has no effect on a bind mount and is passed over",
+            destination.display()
+        );
+        eprintln!("berth oci: warning: {text}");
+        log(global, "warning", &text);
     }
     let context = Context {
         state_root: &global.root,
@@ -194,8 +202,14 @@ fn create(
         // Others are there already, and may lie in wait.
         guard_own_program()?;
     }
-    not_for_others(preserve)?;
-    plan.preserve_descriptors(preserve);
+    not_for_others(how.preserved)?;
+    plan.preserve_descriptors(how.preserved);
+    if how.no_pivot {
+        plan.without_pivot()?;
+    }
+    if how.callers_keyring {
+        plan.keep_keyring();
+    }
     let mut container = plan.create(own_stdio()?)?;
     container.prepend(timing);
     Ok((container, taker))
@@ -286,9 +300,9 @@ fn carry_out(global: &Global, command: Command) -> Result<i32, Failed> {
             bundle,
             pid_file,
             console,
-            preserved,
+            how,
         } => {
-            let console = ((console.as_deref(), false), preserved);
+            let console = ((console.as_deref(), false), how);
             let (mut container, taker) = create(global, &id, &bundle, true, console)?;
             give_terminal(&mut container, taker)?;
             write_pid_file(pid_file.as_ref(), &mut container)?;
@@ -304,12 +318,12 @@ fn carry_out(global: &Global, command: Command) -> Result<i32, Failed> {
             terminal,
             keep,
             detach,
-            preserved,
+            how,
         } => {
             // Before the clone: no signal may be lost between the start and the wait.
             let waiting =
                 run::Waiting::begin().map_err(|e| Failed::new(format!("signals: {}", e.desc()), None))?;
-            let console = ((console.as_deref(), terminal), preserved);
+            let console = ((console.as_deref(), terminal), how);
             let (mut container, taker) = create(global, &id, &bundle, detach, console)?;
             let session = give_terminal(&mut container, taker)?;
             write_pid_file(pid_file.as_ref(), &mut container)?;

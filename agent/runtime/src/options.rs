@@ -121,6 +121,14 @@ fn lookup<T: Copy>(table: &[(&str, T)], word: &str) -> Option<(T, bool)> {
         .or_else(|| word.strip_prefix('r').and_then(find).map(|t| (t, true)))
 }
 
+/// The words that would be without effect on this mount, were they passed on: parameters of a file system on a bind
+/// mount, `name=value` alone. A word without a value may be a misspelt flag, and stays refused.
+pub(crate) fn idle(fs_type: &str, words: &[String]) -> Vec<String> {
+    let bind = fs_type == "bind" || words.iter().any(|w| w == "bind" || w == "rbind");
+    let idle = words.iter().filter(|w| bind && w.contains('='));
+    idle.cloned().collect()
+}
+
 /// Parse the options of a mount of `fs_type` (`bind` counts as the option).
 pub(crate) fn parse(fs_type: &str, words: &[String]) -> Result<Options, OptionError> {
     let mut o = Options::default();
@@ -257,6 +265,14 @@ mod tests {
         // "relatime" begins with r and is not the recursive form of "elatime"
         assert_eq!(of("bind", &["relatime"]).unwrap().clear, attr::ATIME);
         assert_eq!(of("bind", &["rrelatime"]).unwrap().clear_below, attr::ATIME);
+    }
+
+    #[test]
+    fn what_a_bind_mount_passes_over() {
+        let words = ["bind", "mode=755", "size=1k", "ro", "nosuit"].map(str::to_owned);
+        assert_eq!(idle("none", &words), ["mode=755", "size=1k"]);
+        assert_eq!(idle("tmpfs", &words[1..]), [""; 0]);
+        assert_eq!(idle("bind", &words[1..]).len(), 2);
     }
 
     #[test]

@@ -259,6 +259,27 @@ pub(crate) fn load_telling(bundle: &Path, tell: impl FnOnce(&[u8])) -> Result<Bu
     })
 }
 
+/// Take out of bind mounts what mount(2) passes over there: parameters of a file system. The specification has unknown
+/// options go to mount(2), which does the same; who asked is told.
+pub(crate) fn without_effect(spec: &mut Spec) -> Vec<(PathBuf, String)> {
+    let mut told = Vec::new();
+    for mount in spec.mounts_mut().iter_mut().flatten() {
+        let fs = mount.typ().clone().unwrap_or_default();
+        let destination = mount.destination().clone();
+        let Some(words) = mount.options().as_ref() else {
+            continue;
+        };
+        let idle = crate::options::idle(&fs, words);
+        if idle.is_empty() {
+            continue;
+        }
+        let kept = words.iter().filter(|w| !idle.contains(w)).cloned().collect();
+        mount.set_options(Some(kept));
+        told.extend(idle.into_iter().map(|word| (destination.clone(), word)));
+    }
+    told
+}
+
 /// Longest document that is read, bytes: a configuration with a large filter has about 100,000.
 const LONGEST: u64 = 16 << 20;
 
@@ -413,6 +434,28 @@ impl Plan {
     pub fn preserve_descriptors(&mut self, count: u32) {
         self.recipe.preserved = count;
         self.promise.preserved = count;
+    }
+
+    /// The root is entered with chroot(2) rather than pivot_root(2).
+    ///
+    /// # Errors
+    /// [`PlanError`]: the container could leave it.
+    pub fn without_pivot(&mut self) -> Result<(), PlanError> {
+        let bounding = self.recipe.process.capabilities.bounding;
+        if let Some(why) = crate::over::refused(bounding, self.recipe.users.is_some()) {
+            return Err(PlanError::refused_hint(
+                "--no-pivot",
+                why,
+                "take CAP_SYS_ADMIN from process.capabilities, or give the container a user namespace",
+            ));
+        }
+        self.recipe.over = true;
+        Ok(())
+    }
+
+    /// The container has its caller's session keyring in the place of one of its own.
+    pub fn keep_keyring(&mut self) {
+        self.recipe.process.callers_keyring = true;
     }
 
     /// Check a configuration. `bundle` is absolute.

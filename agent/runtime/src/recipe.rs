@@ -43,6 +43,10 @@ pub(crate) struct Recipe {
     pub(crate) oom_score_adj: Option<i32>,
     /// Descriptors from 3 on that go in: how many.
     pub(crate) preserved: u32,
+    /// No pivot_root: the root lies over that of the mount namespace and is entered with chroot.
+    pub(crate) over: bool,
+    /// What clocks inside are ahead, in the words of timens_offsets, in its order.
+    pub(crate) clocks: Option<String>,
     /// SIGKILL when the caller ends.
     pub(crate) die_with_parent: bool,
     /// createContainer hooks are there.
@@ -81,6 +85,12 @@ pub(crate) struct Process {
     pub(crate) core_cookie: bool,
     /// PER_* domain of personality(2).
     pub(crate) personality: Option<u64>,
+    /// From which memory nodes it gets its memory.
+    #[serde(default)]
+    pub(crate) memory: Option<crate::numa::MemoryPolicy>,
+    /// Its session keyring is its caller's.
+    #[serde(default)]
+    pub(crate) callers_keyring: bool,
     /// CPUs of processes that join: on the way, and of their programs.
     pub(crate) exec_cpus: (Option<CpuSet>, Option<CpuSet>),
     /// It has a terminal of its own, of this size.

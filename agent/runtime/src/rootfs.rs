@@ -201,6 +201,7 @@ impl<'a> Rootfs<'a> {
                 };
                 // A place that the users of the namespace cannot reach gives way to one that is always there.
                 let target = match open_dir(at) {
+                    _ if recipe.over => open_dir(Path::new("/")),
                     Err(Errno::EACCES) => open_dir(Path::new("/")),
                     other => other,
                 };
@@ -255,6 +256,7 @@ impl<'a> Rootfs<'a> {
                 sys::set_attributes(tree.as_fd(), true, 0, 0, libc::MS_SLAVE)
                     .step("mount propagation", path)?;
                 cut_off()?;
+                let path = if recipe.over { Path::new("/") } else { path };
                 let target = open_dir(path).step("open root file system", path)?;
                 sys::attach(tree.as_fd(), target.as_fd()).step("mount root file system", path)?;
                 Ok(tree)
@@ -286,6 +288,11 @@ impl<'a> Rootfs<'a> {
         let dest = &mount.destination;
         let (fd, directory) = match tree {
             Some(tree) => {
+                let tree = if self.prepared_outside {
+                    in_its_turn(tree, mount)
+                } else {
+                    tree
+                };
                 let stat = fstat(&tree).step("bind", &mount.source)?;
                 if !self.prepared_outside {
                     adjust(tree.as_fd(), &mount.options, true, dest)?;
@@ -457,12 +464,29 @@ impl<'a> Rootfs<'a> {
             sys::set_attributes(self.root.as_fd(), false, self.recipe.root_flags, 0, 0)
                 .step("flags of the root", "/")?;
         }
-        sys::pivot(self.root.as_fd()).step("pivot_root", "/")?;
+        if self.recipe.over {
+            if self.recipe.users.is_none() {
+                crate::over::let_go().step("umount", "/")?;
+            }
+            sys::enter_root(self.root.as_fd()).step("chroot", "/")?;
+        } else {
+            sys::pivot(self.root.as_fd()).step("pivot_root", "/")?;
+        }
         if let Some((flag, recursive)) = self.recipe.propagation {
             sys::set_root_attributes(recursive, 0, flag).step("linux.rootfsPropagation", "/")?;
         }
         Ok(())
     }
+}
+
+/// A file system made outside before those made inside, as one that comes after them: since Linux 6.8 the kernel lists
+/// mounts by age. On a kernel that copies nothing detached (before 6.15) it stays as it is.
+fn in_its_turn(tree: OwnedFd, mount: &Mount) -> OwnedFd {
+    let unbindable = |(flag, _): &(u64, bool)| *flag == libc::MS_UNBINDABLE;
+    if mount.options.bind.is_some() || mount.options.propagation.iter().any(unbindable) {
+        return tree;
+    }
+    sys::clone_tree(tree.as_fd(), Path::new(""), true).unwrap_or(tree)
 }
 
 pub(crate) fn open_dir(path: &Path) -> Result<OwnedFd, Errno> {

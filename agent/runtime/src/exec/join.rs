@@ -74,7 +74,9 @@ fn enter(
     for (target, fd) in stdio.iter().enumerate() {
         sys::dup_onto(*fd, target as RawFd).step("standard streams", "")?;
     }
-    child::own_keyring(join.id)?;
+    if !process.callers_keyring {
+        child::own_keyring(join.id)?;
+    }
     if let Some(score) = join.oom_score_adj {
         // The caller's own may spare it from the kernel's memory killer.
         let file = "/proc/self/oom_score_adj";
@@ -159,6 +161,13 @@ fn enter(
     })?;
     if let Some(persona) = process.personality {
         sys::set_personality(persona).step("personality", "")?;
+    }
+    if let Some(policy) = &process.memory {
+        let [_, promised, actual, _] = policy.enter()?;
+        if promised != actual {
+            let why = format!("promised {promised}, actual {actual}");
+            return Err(Failure::refused("set", "linux.memoryPolicy", &why));
+        }
     }
     let mut filter = filter;
     let early = if process.no_new_privs { None } else { filter.take() };

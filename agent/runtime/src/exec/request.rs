@@ -42,6 +42,8 @@ pub struct ExecRequest {
     pub preserved: u32,
     /// A paused container is joined too: the process begins once it is resumed, and the caller waits for that.
     pub while_paused: bool,
+    /// Groups below the container's own that it goes into, `[CONTROLLERS:]PATH`; they are there already.
+    pub cgroups: Vec<String>,
     /// A whole OCI process instead: everything in it counts, nothing is the container's own but the filter.
     pub process: Option<Box<oci::Process>>,
 }
@@ -92,6 +94,8 @@ impl Container {
                 Process {
                     // Confinement is the container's, whatever runs.
                     personality: own.personality,
+                    memory: own.memory,
+                    callers_keyring: own.callers_keyring,
                     landlock: own.landlock,
                     core_cookie: own.core_cookie,
                     ..process

@@ -29,7 +29,7 @@ pub(super) enum Command {
         bundle: PathBuf,
         pid_file: Option<PathBuf>,
         console: Option<PathBuf>,
-        preserved: u32,
+        how: How,
     },
     Start {
         id: String,
@@ -42,7 +42,7 @@ pub(super) enum Command {
         terminal: bool,
         keep: bool,
         detach: bool,
-        preserved: u32,
+        how: How,
     },
     State {
         id: String,
@@ -82,6 +82,17 @@ pub(super) enum Command {
     List {
         how: Listed,
     },
+}
+
+/// What a container is made with, beside its bundle.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct How {
+    /// So many descriptors from 3 on go in.
+    pub(super) preserved: u32,
+    /// The root is entered with chroot.
+    pub(super) no_pivot: bool,
+    /// It keeps its caller's session keyring.
+    pub(super) callers_keyring: bool,
 }
 
 /// How containers are listed.
@@ -124,15 +135,17 @@ pub(super) enum Usage {
 const HELP: &str = "\
 usage: berth oci [--root DIR] [--log FILE] [--log-format text|json] COMMAND
 
-  create [--bundle DIR] [--pid-file FILE] [--console-socket SOCKET] [--preserve-fds N] ID
+  create [--bundle DIR] [--pid-file FILE] [--console-socket SOCKET] [--preserve-fds N]
+         [--no-pivot] [--no-new-keyring] ID
                                                make a container, do not start its program
   start ID                                     prove it and start its program
   run [--bundle DIR] [--pid-file FILE] [--console-socket SOCKET] [--tty] [--detach] [--keep]
-      [--preserve-fds N] ID
+      [--preserve-fds N] [--no-pivot] [--no-new-keyring] ID
                                                create, start, wait, delete
   exec [--process FILE] [--tty] [--console-socket SOCKET] [--detach] [--pid-file FILE] [--cwd DIR]
        [--env NAME=VALUE] [--user UID[:GID]] [--additional-gids GID] [--cap CAPABILITY] [--no-new-privs]
-       [--process-label LABEL] [--apparmor PROFILE] [--preserve-fds N] [--ignore-paused] ID PROGRAM [ARGUMENT…]
+       [--process-label LABEL] [--apparmor PROFILE] [--preserve-fds N] [--ignore-paused]
+       [--cgroup [CONTROLLERS:]PATH] ID PROGRAM [ARGUMENT…]
                                                one more process inside, proven like the first
   state ID                                     its OCI state as JSON
   kill [--all] ID [SIGNAL]                     send a signal (default SIGTERM)
@@ -151,15 +164,9 @@ const REFUSED: &[(&str, &str)] = &[
         "--systemd-cgroup",
         "cgroups are made through cgroupfs; configure the caller for cgroupfs",
     ),
-    ("--no-pivot", "the root is always changed with pivot_root"),
-    (
-        "--no-new-keyring",
-        "every container has a session keyring of its own",
-    ),
     ("--no-subreaper", "no subreaper is set"),
     ("--rootless", "berth runs as root"),
     ("--criu", "checkpoints are not supported"),
-    ("--cgroup", "a joined process is in the container's own cgroup"),
     (
         "--kernel-memory",
         "the kernel has no limit of its own for kernel memory any more",
@@ -311,7 +318,7 @@ struct Options {
     terminal: bool,
     keep: bool,
     detach: bool,
-    preserved: u32,
+    how: How,
     all: bool,
     force: bool,
     once: bool,
@@ -342,7 +349,11 @@ fn command(name: &str, words: &mut Words<'_>) -> Result<Command, Bad> {
                 ("create" | "run", "-b" | "--bundle") => o.bundle = Some(words.value(&option)?.into()),
                 ("create" | "run", "--pid-file") => o.pid_file = Some(words.value(&option)?.into()),
                 ("create" | "run", "--console-socket") => o.console = Some(words.value(&option)?.into()),
-                ("create" | "run", "--preserve-fds") => o.preserved = descriptors(&words.value(&option)?)?,
+                ("create" | "run", "--preserve-fds") => {
+                    o.how.preserved = descriptors(&words.value(&option)?)?
+                }
+                ("create" | "run", "--no-pivot") => o.how.no_pivot = true,
+                ("create" | "run", "--no-new-keyring") => o.how.callers_keyring = true,
                 ("run", "-t" | "--tty") => o.terminal = true,
                 ("run", "-d" | "--detach") => o.detach = true,
                 ("run", "--keep") => o.keep = true,
@@ -407,7 +418,7 @@ fn finish(name: &str, o: Options) -> Result<Command, Bad> {
             bundle,
             pid_file: o.pid_file,
             console: o.console,
-            preserved: o.preserved,
+            how: o.how,
         },
         "start" => Command::Start { id },
         "run" => Command::Run {
@@ -418,7 +429,7 @@ fn finish(name: &str, o: Options) -> Result<Command, Bad> {
             terminal: o.terminal,
             keep: o.keep,
             detach: o.detach,
-            preserved: o.preserved,
+            how: o.how,
         },
         "state" => Command::State { id },
         "kill" => {

@@ -41,6 +41,7 @@ fn request(container: &Container, args: &ExecArgs) -> Result<ExecRequest, Failed
             process: Some(Box::new(process)),
             preserved: args.preserved,
             while_paused: args.while_paused,
+            cgroups: args.cgroups.clone(),
             ..ExecRequest::default()
         });
     }
@@ -95,6 +96,7 @@ fn request(container: &Container, args: &ExecArgs) -> Result<ExecRequest, Failed
         terminal: args.terminal.then(Size::default),
         preserved: args.preserved,
         while_paused: args.while_paused,
+        cgroups: args.cgroups.clone(),
         ..ExecRequest::default()
     })
 }

@@ -70,12 +70,6 @@ pub(super) fn unsupported(spec: &Spec) -> Result<(), PlanError> {
     if linux.intel_rdt().is_some() {
         return refuse("linux.intelRdt");
     }
-    if linux.memory_policy().is_some() {
-        return refuse("linux.memoryPolicy");
-    }
-    if linux.time_offsets().is_some() {
-        return refuse("linux.timeOffsets");
-    }
     if let Some(seccomp) = linux.seccomp() {
         notify(spec, seccomp)?;
     }

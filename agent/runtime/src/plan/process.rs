@@ -114,6 +114,8 @@ pub(crate) fn words(process: &oci::Process, own_users: bool) -> Result<Process, 
         landlock: None,
         core_cookie: false,
         personality: None,
+        memory: None,
+        callers_keyring: false,
         exec_cpus: process
             .exec_cpu_affinity()
             .as_ref()

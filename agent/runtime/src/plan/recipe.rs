@@ -9,6 +9,7 @@ use oci_spec::runtime::{
 
 use super::{Extensions, Hooks, Interface, PlanError, checks, process, users};
 use crate::hooks::Hook;
+use crate::numa::MemoryPolicy;
 use crate::options;
 use crate::recipe::{Mount, Node, NodeKind, Process, Recipe, Root};
 use crate::sys::mount::attr;
@@ -71,6 +72,8 @@ pub(super) fn write(
     }
     Ok(Recipe {
         preserved: 0,
+        over: false,
+        clocks: clocks(linux)?,
         id: id.to_owned(),
         root,
         root_flags: root_flags(root_readonly, extensions),
@@ -90,6 +93,11 @@ pub(super) fn write(
         sysctl: sysctl(linux)?,
         process: Process {
             personality: personality(linux),
+            memory: linux
+                .and_then(|l| l.memory_policy().as_ref())
+                .map(MemoryPolicy::of)
+                .transpose()
+                .map_err(|why| PlanError::refused("linux.memoryPolicy", why))?,
             ..process::words(words, own_users)?
         },
         mount_label,
@@ -104,7 +112,7 @@ pub(super) fn write(
             prestart.is_some_and(|c| !c.is_empty())
                 || h.create_runtime().as_ref().is_some_and(|c| !c.is_empty())
         }),
-        hooks_inside: hooks_of("startContainer", hooks.and_then(|h| h.start_container().as_ref()))?,
+        hooks_inside: hooks_inside(hooks, words)?,
         create_container_hooks: hooks_of(
             "createContainer",
             hooks.and_then(|h| h.create_container().as_ref()),
@@ -113,6 +121,34 @@ pub(super) fn write(
         cgroups: Vec::new(),
         cgroup_v2: false,
     })
+}
+
+/// `linux.timeOffsets` as /proc/self/timens_offsets takes and shows it.
+fn clocks(linux: Option<&Linux>) -> Result<Option<String>, PlanError> {
+    let Some(offsets) = linux.and_then(|l| l.time_offsets().as_ref()) else {
+        return Ok(None);
+    };
+    let refuse = |why: String| PlanError::refused("linux.timeOffsets", why);
+    if let Some(name) = offsets.keys().find(|k| *k != "monotonic" && *k != "boottime") {
+        return Err(refuse(format!("`{name}` is neither monotonic nor boottime")));
+    }
+    let time = LinuxNamespaceType::Time;
+    if !checks::has_own(linux, time) || checks::joined(linux, time).is_some() {
+        return Err(refuse("the container has no new time namespace".into()));
+    }
+    let mut text = String::new();
+    for name in ["monotonic", "boottime"] {
+        let offset = offsets.get(name);
+        let seconds = offset.and_then(|o| o.secs()).unwrap_or(0);
+        let nanoseconds = offset.and_then(|o| o.nanosecs()).unwrap_or(0);
+        if nanoseconds >= 1_000_000_000 {
+            return Err(refuse(format!(
+                "{name}: nanosecs {nanoseconds} is a second or more"
+            )));
+        }
+        text += &format!("{name} {seconds} {nanoseconds}\n");
+    }
+    Ok(Some(text))
 }
 
 fn personality(linux: Option<&Linux>) -> Option<u64> {
@@ -371,6 +407,15 @@ fn hooks_of(kind: &'static str, hooks: Option<&Vec<oci::Hook>>) -> Result<Vec<Ho
             env: hook.env().clone(),
             timeout,
         });
+    }
+    Ok(all)
+}
+
+/// The hooks that run inside. One that names no environment has the container's: the runtime's has no meaning there.
+fn hooks_inside(hooks: Option<&oci::Hooks>, words: &oci::Process) -> Result<Vec<Hook>, PlanError> {
+    let mut all = hooks_of("startContainer", hooks.and_then(|h| h.start_container().as_ref()))?;
+    for hook in all.iter_mut().filter(|h| h.env.is_none()) {
+        hook.env = Some(words.env().clone().unwrap_or_default());
     }
     Ok(all)
 }

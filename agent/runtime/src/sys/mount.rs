@@ -330,6 +330,13 @@ pub(crate) fn pivot(root: BorrowedFd<'_>) -> Result<(), Errno> {
     nix::unistd::chdir("/")
 }
 
+/// The open directory becomes the root of this process alone, and its working directory: fchdir(2), chroot(2).
+pub(crate) fn enter_root(root: BorrowedFd<'_>) -> Result<(), Errno> {
+    nix::unistd::fchdir(root)?;
+    nix::unistd::chroot(".")?;
+    nix::unistd::chdir("/")
+}
+
 /// fstatfs(2): the magic number of the file system that holds `fd`.
 pub(crate) fn fs_magic(fd: impl AsFd) -> Result<i64, Errno> {
     let mut stat = std::mem::MaybeUninit::<libc::statfs>::uninit();

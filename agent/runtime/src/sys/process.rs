@@ -74,6 +74,39 @@ pub(crate) fn clone_sibling() -> Result<Option<Pid>, Errno> {
     }
 }
 
+/// As many memory nodes as the kernel can have (MAX_NUMNODES with the largest NODES_SHIFT).
+pub(crate) const NODES: usize = 1024;
+
+/// set_mempolicy(2) with a mode, its flags and nodes below [`NODES`].
+pub(crate) fn set_memory_policy(mode: u32, nodes: impl Iterator<Item = u32>) -> Result<(), Errno> {
+    let mut mask = [0u64; NODES / 64];
+    for node in nodes {
+        let word = mask.get_mut(node as usize / 64).ok_or(Errno::EINVAL)?;
+        *word |= 1 << (node % 64);
+    }
+    // SAFETY: the kernel reads one bit less than it is told of, all of them in `mask`.
+    let result = unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, mask.as_ptr(), NODES + 1) };
+    Errno::result(result).map(drop)
+}
+
+/// get_mempolicy(2): mode with flags, and the nodes.
+pub(crate) fn memory_policy() -> Result<(u32, Vec<u32>), Errno> {
+    let (mut mode, mut mask) = (0i32, [0u64; NODES / 64]);
+    // SAFETY: the kernel writes one int, and one bit less than it is told of to `mask`.
+    Errno::result(unsafe {
+        libc::syscall(
+            libc::SYS_get_mempolicy,
+            &raw mut mode,
+            mask.as_mut_ptr(),
+            NODES + 1,
+            0,
+            0,
+        )
+    })?;
+    let set = (0..NODES as u32).filter(|n| mask[*n as usize / 64] & (1 << (n % 64)) != 0);
+    Ok((mode as u32, set.collect()))
+}
+
 /// pidfd_getfd(2): a copy of another process's descriptor.
 pub(crate) fn pidfd_getfd(pidfd: BorrowedFd<'_>, number: RawFd) -> Result<OwnedFd, Errno> {
     // SAFETY: no pointers.

@@ -24,6 +24,7 @@ pub(in crate::oci) struct ExecArgs {
     pub(in crate::oci) label: Option<String>,
     pub(in crate::oci) preserved: u32,
     pub(in crate::oci) while_paused: bool,
+    pub(in crate::oci) cgroups: Vec<String>,
 }
 
 pub(super) fn parse(words: &mut Words<'_>) -> Result<ExecArgs, Bad> {
@@ -54,6 +55,7 @@ pub(super) fn parse(words: &mut Words<'_>) -> Result<ExecArgs, Bad> {
             }
             "-c" | "--cap" => o.capabilities.push(text()?),
             "--preserve-fds" => o.preserved = super::descriptors(text()?.as_ref())?,
+            "--cgroup" => o.cgroups.push(text()?),
             "--ignore-paused" => o.while_paused = true,
             "--no-new-privs" => o.no_new_privs = true,
             "--process-label" | "--apparmor" => o.label = Some(text()?),

@@ -32,7 +32,7 @@ fn command_lines() {
             terminal: false,
             keep: false,
             detach: false,
-            preserved: 0
+            how: How::default()
         }
     );
     let kill = of("kill --all x KILL").unwrap().command;

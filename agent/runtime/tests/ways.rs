@@ -1,0 +1,257 @@
+//! The ways of making and entering a container that a caller asks for: without pivot_root, with its own keyring, into a
+//! group below the container's; clocks, memory nodes, the order of mounts. On the real kernel, as root.
+#![allow(clippy::unwrap_used)] // helpers of tests
+
+mod common;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Output;
+
+use common::Bundle;
+use serde_json::{Value, json};
+
+fn text(out: &Output) -> String {
+    assert!(out.status.success(), "{out:?}");
+    String::from_utf8(out.stdout.clone()).unwrap()
+}
+
+/// Created and started, its program asleep.
+fn up(b: &Bundle, options: &[&str]) -> String {
+    let args = [&["create"], options, &[b.id.as_str()]].concat();
+    let status = b
+        .command(&args)
+        .stdout(fs::File::create(b.dir.join("out")).unwrap())
+        .status();
+    assert!(status.unwrap().success());
+    assert!(b.oci(&["start", &b.id]).status.success());
+    b.state()["pid"].to_string()
+}
+
+fn down(b: &Bundle) {
+    assert!(b.oci(&["delete", "--force", &b.id]).status.success());
+    b.assert_nothing_left();
+}
+
+#[test]
+fn without_pivot_root_the_root_lies_over_the_namespaces() {
+    let mut b = Bundle::new("exec sleep 1000");
+    fs::write(b.rootfs().join("etc/marker"), "the container's\n").unwrap();
+    b.set("/linux/seccomp", json!(null));
+    let pid = up(&b, &["--no-pivot"]);
+    assert_eq!(
+        text(&b.oci(&["exec", &b.id, "cat", "/etc/marker"])),
+        "the container's\n"
+    );
+    // Who enters the namespace by its file, and who climbs, meets the container's root too.
+    let look = "cat /etc/marker; ls /.. | grep -c berth; ls -d /proc/1";
+    let entered = std::process::Command::new("nsenter")
+        .args(["-t", &pid, "-m", "/bin/busybox", "sh", "-c", look])
+        .output()
+        .unwrap();
+    assert_eq!(text_of(&entered), "the container's\n0\n/proc/1\n");
+    let inside = text(&b.oci(&["exec", &b.id, "cat", "/proc/self/mountinfo"]));
+    assert!(!inside.contains(" /sys/fs/cgroup "), "{inside}");
+    down(&b);
+    let caps = json!(["CAP_SYS_ADMIN"]);
+    for set in ["bounding", "effective", "permitted"] {
+        b.set(&format!("/process/capabilities/{set}"), caps.clone());
+    }
+    let out = b.oci(&["run", "--no-pivot", &b.id]);
+    let message = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(
+        message.contains("--no-pivot is refused") && message.contains("CAP_SYS_ADMIN"),
+        "{message}"
+    );
+    b.assert_nothing_left();
+}
+
+/// grep -c of nothing ends with 1.
+fn text_of(out: &Output) -> String {
+    String::from_utf8(out.stdout.clone()).unwrap()
+}
+
+#[test]
+fn a_user_namespace_without_pivot_root() {
+    let mut b = Bundle::new("cat /etc/marker; grep -c ' /proc ' /proc/self/mountinfo");
+    fs::write(b.rootfs().join("etc/marker"), "the container's\n").unwrap();
+    let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
+    b.set("/linux/namespaces/-", json!({"type": "user"}));
+    b.set("/linux/uidMappings", map.clone())
+        .set("/linux/gidMappings", map);
+    assert_eq!(
+        text(&b.oci(&["run", "--no-pivot", &b.id])),
+        "the container's\n1\n"
+    );
+    b.assert_nothing_left();
+}
+
+#[test]
+fn the_callers_keyring_is_kept_where_that_is_asked() {
+    let mut b = Bundle::new("true");
+    let name = format!("_berth.{}", b.id);
+    b.config["process"]["args"] = json!(["/bin/sh", "-c", format!("grep -c {name} /proc/keys; true")]);
+    assert_eq!(b.output(), "1\n");
+    assert_eq!(text(&b.oci(&["run", "--no-new-keyring", &b.id])), "0\n");
+    let b = Bundle::new("exec sleep 1000");
+    up(&b, &["--no-new-keyring"]);
+    let name = format!("_berth.{}", b.id);
+    let out = b.oci(&["exec", &b.id, "grep", "-c", &name, "/proc/keys"]);
+    assert_eq!(text_of(&out), "0\n");
+    down(&b);
+}
+
+/// The container's group in the hierarchy that counts tasks.
+fn group(b: &Bundle) -> PathBuf {
+    let all = b.cgroups();
+    let pids = all.iter().find(|p| p.join("pids.max").exists());
+    pids.unwrap_or_else(|| panic!("{all:?}")).clone()
+}
+
+#[test]
+fn who_joins_goes_into_a_group_below_the_containers() {
+    let b = Bundle::new("exec sleep 1000");
+    up(&b, &[]);
+    fs::create_dir(group(&b).join("sub")).unwrap();
+    let exec = |to: &str| b.oci(&["exec", "--cgroup", to, &b.id, "cat", "/proc/self/cgroup"]);
+    assert!(text(&exec("sub")).lines().any(|l| l.ends_with(":/sub")));
+    assert!(!text(&exec("/")).contains("/sub"));
+    for (to, why) in [
+        ("..", "leads out"),
+        ("none", "no such group"),
+        ("wat:/", "no such group"),
+    ] {
+        let out = exec(to);
+        let message = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(!out.status.success() && message.contains(why), "{to}: {message}");
+    }
+    down(&b);
+}
+
+#[test]
+fn one_that_was_moved_between_create_and_start_starts_where_it_was_promised_to_be() {
+    let b = Bundle::new("exec sleep 1000");
+    assert!(b.create().0);
+    let own = group(&b);
+    let other = own.with_file_name(format!("other-{}", b.id));
+    fs::create_dir(&other).unwrap();
+    let pid = b.state()["pid"].to_string();
+    fs::write(other.join("cgroup.procs"), &pid).unwrap();
+    let out = b.oci(&["start", &b.id]);
+    let back = fs::read_to_string(own.join("cgroup.procs")).unwrap();
+    down(&b);
+    fs::remove_dir(&other).unwrap(); // nobody else's is taken away
+    assert!(out.status.success(), "{out:?}");
+    assert!(back.lines().any(|l| l == pid), "{back}");
+}
+
+#[test]
+fn clocks_inside_are_ahead() {
+    let mut b = Bundle::new("exec sleep 1000");
+    b.set("/linux/namespaces/-", json!({"type": "time"}));
+    b.set(
+        "/linux/timeOffsets",
+        json!({"boottime": {"secs": 100_000_000, "nanosecs": 7}, "monotonic": {"secs": 5}}),
+    );
+    up(&b, &[]);
+    let uptime = text(&b.oci(&["exec", &b.id, "cat", "/proc/uptime"]));
+    let seconds: f64 = uptime.split_whitespace().next().unwrap().parse().unwrap();
+    assert!(seconds > 100_000_000.0, "{uptime}");
+    let offsets = text(&b.oci(&["exec", &b.id, "cat", "/proc/self/timens_offsets"]));
+    let words: Vec<&str> = offsets.split_whitespace().collect();
+    assert_eq!(words, ["monotonic", "5", "0", "boottime", "100000000", "7"]);
+    down(&b);
+    for (offsets, why) in [
+        (json!({"realtime": {"secs": 1}}), "neither monotonic nor boottime"),
+        (
+            json!({"boottime": {"nanosecs": 1_000_000_000u32}}),
+            "a second or more",
+        ),
+        (
+            json!({"boottime": {"secs": -1_000_000_000i64}}),
+            "linux.timeOffsets",
+        ),
+    ] {
+        b.set("/linux/timeOffsets", offsets);
+        let message = b.refusal();
+        assert!(message.contains(why), "{message}");
+    }
+    b.set("/linux/timeOffsets", json!({"boottime": {"secs": 1}}));
+    b.config["linux"]["namespaces"].as_array_mut().unwrap().pop();
+    assert!(b.refusal().contains("no new time namespace"));
+}
+
+#[test]
+fn memory_comes_from_the_nodes_that_are_named() {
+    let show = "grep -m1 -o 'bind[^ ]*' /proc/self/numa_maps";
+    let mut b = Bundle::new(show);
+    let policy = json!({"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_STATIC_NODES"]});
+    b.set("/linux/memoryPolicy", policy);
+    assert_eq!(b.output(), "bind=static:0\n");
+    let Value::Array(args) = &mut b.config["process"]["args"] else {
+        panic!()
+    };
+    args[2] = json!("exec sleep 1000");
+    up(&b, &[]);
+    let joined = b.oci(&[
+        "exec",
+        &b.id,
+        "grep",
+        "-m1",
+        "-o",
+        "bind[^ ]*",
+        "/proc/self/numa_maps",
+    ]);
+    assert_eq!(text(&joined), "bind=static:0\n");
+    down(&b);
+    b.set("/linux/memoryPolicy", json!({"mode": "MPOL_BIND", "nodes": "77"}));
+    let message = b.refusal();
+    assert!(
+        message.contains("linux.memoryPolicy") && message.contains("a node is not there"),
+        "{message}"
+    );
+    b.set("/linux/memoryPolicy", json!({"mode": "MPOL_INTERLEAVE"}));
+    assert!(b.refusal().contains("without nodes"));
+}
+
+#[test]
+fn mounts_stand_in_their_order_with_users_of_its_own_too() {
+    let mut b = Bundle::new("cut -d' ' -f5 /proc/self/mountinfo");
+    let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
+    b.set("/linux/namespaces/-", json!({"type": "user"}));
+    b.set("/linux/uidMappings", map.clone())
+        .set("/linux/gidMappings", map);
+    let out = b.output();
+    let wanted = ["/proc", "/dev", "/sys", "/tmp"];
+    let found: Vec<&str> = out.lines().filter(|l| wanted.contains(l)).collect();
+    assert_eq!(found, wanted);
+}
+
+#[test]
+fn what_has_no_effect_on_a_bind_mount_is_told_and_passed_over() {
+    let mut b = Bundle::new("ls -d /tmp/etc/passwd");
+    let options = json!(["bind", "ro", "mode=755", "size=1k"]);
+    b.set(
+        "/mounts/-",
+        json!({"destination": "/tmp/etc", "source": "/etc", "options": options}),
+    );
+    let out = b.run();
+    let told = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(text(&out), "/tmp/etc/passwd\n");
+    for option in ["mode=755", "size=1k"] {
+        let line = format!("warning: mount `/tmp/etc`: option \"{option}\" has no effect");
+        assert!(told.contains(&line), "{told}");
+    }
+    b.config["mounts"][4]["options"] = json!(["bind", "nosuit"]);
+    assert!(b.refusal().contains("\"nosuit\" has no effect on a bind mount"));
+}
+
+#[test]
+fn a_hook_inside_has_the_containers_environment_unless_it_names_its_own() {
+    let hook = |name: &str| json!({"path": "/bin/sh", "args": ["sh", "-c", format!("echo $GREETING$OWN >> /tmp/{name}")]});
+    let mut b = Bundle::new("cat /tmp/a /tmp/b");
+    let mut own = hook("b");
+    own["env"] = json!(["OWN=mine"]);
+    b.set("/hooks", json!({"startContainer": [hook("a"), own]}));
+    assert_eq!(b.output(), "hello\nmine\n");
+}
