@@ -70,6 +70,44 @@ pub(crate) fn cases() -> Vec<Case> {
         .want("eth7")
         .instead("linux.netDevices.{}.name", json!("eth8"))
         .no_peer(LATER),
+        case(
+            "clocks that are ahead",
+            &[
+                "linux.timeOffsets",
+                "linux.timeOffsets.boottime",
+                "linux.timeOffsets.boottime.secs",
+                "linux.timeOffsets.boottime.nanosecs",
+                "linux.timeOffsets.monotonic",
+                "linux.timeOffsets.monotonic.secs",
+                "linux.timeOffsets.monotonic.nanosecs",
+            ],
+        )
+        .set("/linux/namespaces/-", json!({"type": "time"}))
+        .set(
+            "/linux/timeOffsets",
+            json!({"boottime": {"secs": 7, "nanosecs": 8}, "monotonic": {"secs": 5, "nanosecs": 6}}),
+        )
+        .sh("cat /proc/self/timens_offsets")
+        .want("boottime 7 8")
+        .want("monotonic 5 6")
+        .not("runc", LATER),
+        case(
+            "memory nodes",
+            &[
+                "linux.memoryPolicy",
+                "linux.memoryPolicy.mode",
+                "linux.memoryPolicy.nodes",
+                "linux.memoryPolicy.flags",
+            ],
+        )
+        .set(
+            "/linux/memoryPolicy",
+            json!({"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_STATIC_NODES"]}),
+        )
+        .sh("head -n 1 /proc/self/numa_maps")
+        .want("bind=static:0")
+        .instead("linux.memoryPolicy.mode", json!("MPOL_INTERLEAVE"))
+        .no_peer(LATER),
     ]);
     if cfg!(target_arch = "x86_64") {
         all.push(

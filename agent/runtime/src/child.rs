@@ -89,7 +89,7 @@ fn set_up(recipe: &Recipe, ends: &Ends<'_>) -> Result<Infallible, Failure> {
     };
     umask(Mode::empty());
     let mut prepared = None;
-    if recipe.new & libc::CLONE_NEWUSER as u64 != 0 {
+    if recipe.users.is_some() {
         match expect(ends, &mut buffer, "map users")? {
             Down::Mapped => become_root()?,
             _ => return unexpected("map users"),
@@ -196,7 +196,7 @@ fn set_up(recipe: &Recipe, ends: &Ends<'_>) -> Result<Infallible, Failure> {
         inside.push(["landlock".into(), found.promised, found.actual, source.into()]);
         timing.mark("landlock");
     }
-    if recipe.new & libc::CLONE_NEWUSER as u64 == 0 {
+    if recipe.users.is_none() {
         limit(process, None)?;
     }
     let mut looked = false;

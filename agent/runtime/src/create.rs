@@ -133,7 +133,7 @@ impl Plan {
         let fifos = self.detached.then(|| make_fifos(&dir)).transpose()?;
         timing.mark("state");
         // v1 groups are made while the child mounts; v2 groups must be there for CLONE_INTO_CGROUP.
-        let own_users = self.recipe.new & libc::CLONE_NEWUSER as u64 != 0;
+        let own_users = self.recipe.users.is_some();
         let needed_early = self.hierarchy.mode() == berth_rt::cgroup::Mode::V2
             || self.recipe.mounts.iter().any(|m| m.fs == "cgroup");
         if needed_early {
@@ -171,8 +171,10 @@ impl Plan {
         }
         if own_users {
             child::limit(&self.recipe.process, Some(pid))?;
-            write_proc(pid, "uid_map", &self.uid_map)?;
-            write_proc(pid, "gid_map", &self.gid_map)?;
+            if self.users.is_none() {
+                write_proc(pid, "uid_map", &self.uid_map)?;
+                write_proc(pid, "gid_map", &self.gid_map)?;
+            }
             child.send(&Down::Mapped)?;
             match prepare::outside_in(&self.recipe, pid, &idmaps, child.socket.as_fd()) {
                 Ok(()) => {}
@@ -326,7 +328,7 @@ impl Plan {
     fn needs_group_everywhere(&self) -> bool {
         let new = |flag: libc::c_int| self.recipe.new & flag as u64 != 0;
         new(libc::CLONE_NEWCGROUP)
-            && !new(libc::CLONE_NEWUSER)
+            && self.recipe.users.is_none()
             && !self.recipe.filtered
             && self.recipe.process.uid == 0
             && !self.holds(SYS_ADMIN)
@@ -336,7 +338,7 @@ impl Plan {
     /// makes for a container with a user namespace. An interface must find it there at once.
     fn makes_network(&self) -> bool {
         let new = |flag: libc::c_int| self.recipe.new & flag as u64 != 0;
-        new(libc::CLONE_NEWUSER) && new(libc::CLONE_NEWNET) && self.interfaces.is_empty()
+        self.recipe.users.is_some() && new(libc::CLONE_NEWNET) && self.interfaces.is_empty()
     }
 
     fn holds(&self, capability: u32) -> bool {
@@ -380,13 +382,13 @@ impl Plan {
             None => None,
         };
         let own_pids = match &self.pid_namespace {
-            Some(path) => {
+            Some(path) if self.users.is_none() => {
                 let own = open(Path::new("/proc/self/ns/pid_for_children"))?;
                 setns(open(path)?, CloneFlags::CLONE_NEWPID)
                     .map_err(CreateCause::call("join pid namespace"))?;
                 Some(own)
             }
-            None => None,
+            _ => None,
         };
         let own_clocks = match &self.recipe.clocks {
             Some(offsets) => {
@@ -413,10 +415,20 @@ impl Plan {
         }
         let cloned = match &own_clocks {
             Some((_, _, Err(_))) => Err(Errno::ECANCELED),
-            _ => sys::clone3(CloneArgs {
-                namespaces,
-                cgroup: into.map(AsRawFd::as_raw_fd),
-            }),
+            _ => {
+                let wanted = CloneArgs {
+                    namespaces,
+                    cgroup: into.map(AsRawFd::as_raw_fd),
+                    ..CloneArgs::default()
+                };
+                match &self.users {
+                    None => sys::clone3(wanted),
+                    Some(users) => {
+                        let pids = self.pid_namespace.as_deref().map(open).transpose()?;
+                        crate::users::clone_in(users.as_fd(), pids.as_ref().map(AsFd::as_fd), wanted)
+                    }
+                }
+            }
         };
         if let Ok(Cloned::Child) = cloned {
             // A copy of the caller's end here would keep it open when the caller is killed before this process has

@@ -43,6 +43,7 @@ pub mod state;
 mod sys;
 mod timing;
 pub mod trace;
+mod users;
 
 pub use container::{Container, ContainerError, DeleteError, Device, FILESYSTEMS, Filesystem, OpenError};
 pub use create::{CreateCause, CreateError, Stdio};

@@ -204,6 +204,7 @@ fn create(
     }
     not_for_others(how.preserved)?;
     plan.preserve_descriptors(how.preserved);
+    plan.mounts_in_order();
     if how.no_pivot {
         plan.without_pivot()?;
     }

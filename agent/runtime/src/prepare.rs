@@ -92,7 +92,7 @@ pub(crate) fn outside_in(
     .map_err(call("socketpair"))?;
     let cloned = process::clone3(CloneArgs {
         namespaces: libc::CLONE_NEWNS as u64,
-        cgroup: None,
+        ..CloneArgs::default()
     })
     .map_err(call("clone"))?;
     let pidfd = match cloned {
@@ -158,7 +158,7 @@ fn users_with(uids: &str, gids: &str) -> Result<OwnedFd, (&'static str, Errno)> 
     let caller = nix::unistd::getpid();
     let cloned = process::clone3(CloneArgs {
         namespaces,
-        cgroup: None,
+        ..CloneArgs::default()
     })
     .map_err(|e| ("clone for mounts[].uidMappings", e))?;
     let (pid, pidfd) = match cloned {

@@ -43,6 +43,8 @@ pub(crate) struct Recipe {
     pub(crate) oom_score_adj: Option<i32>,
     /// Descriptors from 3 on that go in: how many.
     pub(crate) preserved: u32,
+    /// Bind mounts stand in mountinfo where the configuration has them.
+    pub(crate) in_order: bool,
     /// No pivot_root: the root lies over that of the mount namespace and is entered with chroot.
     pub(crate) over: bool,
     /// What clocks inside are ahead, in the words of timens_offsets, in its order.

@@ -288,10 +288,9 @@ impl<'a> Rootfs<'a> {
         let dest = &mount.destination;
         let (fd, directory) = match tree {
             Some(tree) => {
-                let tree = if self.prepared_outside {
-                    in_its_turn(tree, mount)
-                } else {
-                    tree
+                let tree = match self.prepared_outside || self.recipe.in_order {
+                    true => in_its_turn(tree, mount, self.prepared_outside),
+                    false => tree,
                 };
                 let stat = fstat(&tree).step("bind", &mount.source)?;
                 if !self.prepared_outside {
@@ -479,11 +478,12 @@ impl<'a> Rootfs<'a> {
     }
 }
 
-/// A file system made outside before those made inside, as one that comes after them: since Linux 6.8 the kernel lists
-/// mounts by age. On a kernel that copies nothing detached (before 6.15) it stays as it is.
-fn in_its_turn(tree: OwnedFd, mount: &Mount) -> OwnedFd {
+/// What was made before the mounts it comes after in the configuration, as one that is made now: since Linux 6.8 the
+/// kernel lists mounts by age. On a kernel that copies nothing detached (before 6.15) it stays as it is.
+fn in_its_turn(tree: OwnedFd, mount: &Mount, outside: bool) -> OwnedFd {
     let unbindable = |(flag, _): &(u64, bool)| *flag == libc::MS_UNBINDABLE;
-    if mount.options.bind.is_some() || mount.options.propagation.iter().any(unbindable) {
+    // Of another mount namespace, or with its propagation already.
+    if outside && (mount.options.bind.is_some() || mount.options.propagation.iter().any(unbindable)) {
         return tree;
     }
     sys::clone_tree(tree.as_fd(), Path::new(""), true).unwrap_or(tree)

@@ -255,3 +255,109 @@ fn a_hook_inside_has_the_containers_environment_unless_it_names_its_own() {
     b.set("/hooks", json!({"startContainer": [hook("a"), own]}));
     assert_eq!(b.output(), "hello\nmine\n");
 }
+
+/// `unshare` with these options, asleep; killed when dropped.
+struct Namespace(std::process::Child);
+
+impl Namespace {
+    fn new(command: &mut std::process::Command, kind: &str) -> Self {
+        let own = fs::read_link(format!("/proc/self/ns/{kind}")).unwrap();
+        let made = Self(command.spawn().unwrap());
+        for _ in 0..1000 {
+            let comm = fs::read_to_string(format!("/proc/{}/comm", made.0.id())).unwrap();
+            if fs::read_link(made.path(kind)).unwrap() != own && comm == "sleep\n" {
+                return made;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        panic!("no {kind} namespace");
+    }
+
+    fn users() -> Self {
+        Self::new(
+            std::process::Command::new("unshare").args(["-U", "sleep", "1000"]),
+            "user",
+        )
+    }
+
+    fn map(&self, text: &str) {
+        for name in ["uid_map", "gid_map"] {
+            fs::write(format!("/proc/{}/{name}", self.0.id()), text).unwrap();
+        }
+    }
+
+    fn path(&self, kind: &str) -> String {
+        format!("/proc/{}/ns/{kind}", self.0.id())
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_user_namespace_is_joined_by_its_path() {
+    let users = Namespace::users();
+    users.map("0 100000 5000\n");
+    let mut b = Bundle::new(
+        "id -u; cat /proc/self/uid_map; readlink /proc/self/ns/user; hostname; echo x > /dev/null; exec sleep 1000",
+    );
+    b.set(
+        "/linux/namespaces/-",
+        json!({"type": "user", "path": users.path("user")}),
+    );
+    let pid = up(&b, &[]);
+    let ns = |path: &str| fs::read_link(path).unwrap().to_string_lossy().into_owned();
+    let own = ns(&users.path("user"));
+    assert_eq!(ns(&format!("/proc/{pid}/ns/user")), own);
+    assert!(text(&b.oci(&["exec", &b.id, "readlink", "/proc/self/ns/user"])).contains(&own));
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    assert!(
+        status.contains("Uid:\t100000\t100000\t100000\t100000\n"),
+        "{status}"
+    );
+    let out = fs::read_to_string(b.dir.join("out")).unwrap();
+    let words: Vec<&str> = out.split_whitespace().collect();
+    assert_eq!(words, ["0", "0", "100000", "5000", own.as_str(), "edge"]);
+    // Its other namespaces belong to it: who is root there may set their names.
+    let entered = std::process::Command::new("nsenter")
+        .args(["-t", &pid, "-U", "-u", "--setuid", "0", "hostname", "renamed"])
+        .output()
+        .unwrap();
+    assert!(entered.status.success(), "{entered:?}");
+    down(&b);
+    // Its maps may stand in the configuration too.
+    let map = |host: u32| json!([{"containerID": 0, "hostID": host, "size": 5000}]);
+    b.config["process"]["args"][2] = json!("true");
+    b.set("/linux/uidMappings", map(100_000))
+        .set("/linux/gidMappings", map(100_000));
+    b.output();
+    b.set("/linux/gidMappings", map(7000));
+    assert!(b.refusal().contains("linux.gidMappings"));
+}
+
+#[test]
+fn a_user_namespace_of_others_is_not_joined() {
+    use std::os::unix::process::CommandExt;
+    let mut b = Bundle::new("true");
+    b.set("/linux/namespaces/-", json!({"type": "user"}));
+    let mut refusal = |path: String| {
+        b.config["linux"]["namespaces"][6]["path"] = json!(path);
+        b.refusal()
+    };
+    let unmapped = Namespace::users();
+    assert!(refusal(unmapped.path("user")).contains("it has no maps yet"));
+    let mut unshare = std::process::Command::new("unshare");
+    let others = Namespace::new(unshare.args(["-U", "sleep", "1000"]).uid(1000).gid(1000), "user");
+    others.map("0 100000 5000\n");
+    let message = refusal(others.path("user"));
+    assert!(message.contains("user 1000 made it"), "{message}");
+    let mut nested = std::process::Command::new("unshare");
+    let nested = Namespace::new(nested.args(["-r", "unshare", "-r", "sleep", "1000"]), "user");
+    assert!(refusal(nested.path("user")).contains("not made in the runtime's own"));
+    assert!(refusal("/proc/self/ns/user".into()).contains("the runtime's own"));
+    assert!(refusal("/proc/self/ns/uts".into()).contains("no user namespace"));
+}

@@ -122,7 +122,6 @@ fn namespaces(linux: &Linux) -> Result<(), PlanError> {
         }
         let why = match (kind, path) {
             (LinuxNamespaceType::Mount, Some(_)) => "a mount namespace cannot be joined by path",
-            (LinuxNamespaceType::User, Some(_)) => "a user namespace cannot be joined by path",
             (_, Some(path)) if !path.is_absolute() => "the path of a namespace must be absolute",
             _ => continue,
         };

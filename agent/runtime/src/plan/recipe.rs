@@ -21,6 +21,7 @@ pub(super) fn write(
     spec: &Spec,
     words: &oci::Process,
     extensions: &Extensions,
+    joined_users: Option<&users::Joined>,
 ) -> Result<Recipe, PlanError> {
     let linux = spec.linux().as_ref();
     if !checks::has_own(linux, LinuxNamespaceType::Mount) {
@@ -31,10 +32,10 @@ pub(super) fn write(
         ));
     }
     let (new, joined) = namespaces(linux);
-    let own_users = new & libc::CLONE_NEWUSER as u64 != 0;
+    let own_users = new & libc::CLONE_NEWUSER as u64 != 0 || joined_users.is_some();
     let (root, root_readonly) = root(bundle, spec, extensions)?;
     let devices = devices(linux)?;
-    let users = own_users.then(|| users::of(linux, extensions));
+    let users = own_users.then(|| users::of(linux, extensions, joined_users));
     if let Some(users) = &users {
         users::own(users, &devices)?;
     }
@@ -72,6 +73,7 @@ pub(super) fn write(
     }
     Ok(Recipe {
         preserved: 0,
+        in_order: false,
         over: false,
         clocks: clocks(linux)?,
         id: id.to_owned(),
@@ -179,7 +181,7 @@ fn namespaces(linux: Option<&Linux>) -> (u64, Vec<(u64, PathBuf)>) {
     for ns in linux.and_then(|l| l.namespaces().as_ref()).into_iter().flatten() {
         match ns.path() {
             None => new |= flag(ns.typ()),
-            Some(_) if ns.typ() == LinuxNamespaceType::Pid => {}
+            Some(_) if matches!(ns.typ(), LinuxNamespaceType::Pid | LinuxNamespaceType::User) => {}
             Some(path) => joined.push((flag(ns.typ()), path.clone())),
         }
     }

@@ -1,5 +1,7 @@
 //! User namespaces and idmapped mounts: the maps, checked before anything is made.
 
+use std::os::fd::OwnedFd;
+
 use oci_spec::runtime::{self as oci, Linux, LinuxIdMapping, LinuxNamespaceType};
 
 use super::{Extensions, PlanError, checks};
@@ -50,8 +52,57 @@ fn sound(maps: &[IdMap]) -> Result<(), String> {
     Ok(())
 }
 
-/// The users of a new user namespace.
-pub(super) fn of(linux: Option<&Linux>, extensions: &Extensions) -> Users {
+/// A user namespace that is there already, and its maps.
+pub(super) type Joined = (OwnedFd, Vec<IdMap>, Vec<IdMap>);
+
+/// The user namespace that is joined by its path.
+pub(super) fn joined(linux: Option<&Linux>) -> Result<Option<Joined>, PlanError> {
+    let Some(path) = checks::joined(linux, LinuxNamespaceType::User) else {
+        return Ok(None);
+    };
+    let refuse = |why: String| {
+        let hint = "name one that root made beside the runtime's own, with its maps written";
+        let why = format!("type user: `{}`: {why}", path.display());
+        PlanError::refused_hint("linux.namespaces", why, hint)
+    };
+    let fd = crate::users::open(&path).map_err(refuse)?;
+    let (uids, gids) = crate::users::maps(&fd).map_err(refuse)?;
+    let given = |list: Option<&Vec<LinuxIdMapping>>| Some(maps(list)).filter(|m| !m.is_empty());
+    for (field, given, own) in [
+        (
+            "linux.uidMappings",
+            given(linux.and_then(|l| l.uid_mappings().as_ref())),
+            &uids,
+        ),
+        (
+            "linux.gidMappings",
+            given(linux.and_then(|l| l.gid_mappings().as_ref())),
+            &gids,
+        ),
+    ] {
+        let same = |mut given: Vec<IdMap>| {
+            let mut own = own.clone();
+            given.sort_unstable();
+            own.sort_unstable();
+            given == own
+        };
+        if !given.is_none_or(same) {
+            let why = "they are not those of the user namespace that is joined";
+            return Err(PlanError::refused(field, why));
+        }
+    }
+    Ok(Some((fd, uids, gids)))
+}
+
+/// The users of a new user namespace, or of one that is joined.
+pub(super) fn of(linux: Option<&Linux>, extensions: &Extensions, joined: Option<&Joined>) -> Users {
+    if let Some((_, uids, gids)) = joined {
+        return Users {
+            uids: uids.clone(),
+            gids: gids.clone(),
+            idmap_root: extensions.idmap_root,
+        };
+    }
     Users {
         uids: maps(linux.and_then(|l| l.uid_mappings().as_ref())),
         gids: maps(linux.and_then(|l| l.gid_mappings().as_ref())),
@@ -81,6 +132,9 @@ pub(super) fn own(users: &Users, nodes: &[Node]) -> Result<(), PlanError> {
 
 /// uid_map and gid_map as text; both empty without a user namespace.
 pub(super) fn id_maps(linux: Option<&Linux>) -> Result<(String, String), PlanError> {
+    if checks::joined(linux, LinuxNamespaceType::User).is_some() {
+        return Ok(<_>::default());
+    }
     let uids = maps(linux.and_then(|l| l.uid_mappings().as_ref()));
     let gids = maps(linux.and_then(|l| l.gid_mappings().as_ref()));
     let own = checks::has_own(linux, LinuxNamespaceType::User);

@@ -6,5 +6,6 @@
 
 pub(crate) mod fds;
 pub(crate) mod mount;
+pub(crate) mod ns;
 pub(crate) mod own;
 pub(crate) mod process;

@@ -30,6 +30,8 @@ pub(crate) struct CloneArgs {
     pub(crate) namespaces: u64,
     /// cgroup v2 directory to be born in.
     pub(crate) cgroup: Option<RawFd>,
+    /// A child of the caller's parent (CLONE_PARENT): it ends as the caller does.
+    pub(crate) sibling: bool,
 }
 
 /// clone3(2) with a pidfd, default signal handlers and SIGCHLD at exit.
@@ -38,7 +40,10 @@ pub(crate) fn clone3(wanted: CloneArgs) -> Result<Cloned, Errno> {
     // SAFETY: clone_args is plain data for which all zeroes is valid.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = wanted.namespaces | libc::CLONE_PIDFD as u64 | CLONE_CLEAR_SIGHAND;
-    args.exit_signal = libc::SIGCHLD as u64;
+    match wanted.sibling {
+        true => args.flags |= libc::CLONE_PARENT as u64,
+        false => args.exit_signal = libc::SIGCHLD as u64,
+    }
     if let Some(fd) = wanted.cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = fd as u64;
