@@ -379,6 +379,7 @@ impl PerformanceProfileSpec {
                 shared: cpu.shared.clone(),
                 offlined: cpu.offlined.clone(),
                 balance: cpu.balance_isolated,
+                sched_load_balance: None,
             },
         }
     }

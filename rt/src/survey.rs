@@ -4,6 +4,7 @@
 //! Files: those of [`crate::knob::TABLE`]. Sources as there.
 
 mod boot;
+pub(crate) mod cpusets;
 mod devices;
 mod files;
 mod image;
@@ -11,6 +12,8 @@ mod power;
 #[cfg(test)]
 mod tests;
 mod threads;
+
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -138,6 +141,23 @@ pub enum Target {
         /// Its name.
         name: String,
     },
+    /// A cpuset of cgroup v1: the value is `cpus LIST mems LIST`, or `absent`.
+    Cpuset {
+        /// Its folder.
+        path: String,
+    },
+    /// The cpuset of a thread: the value is `/`, or the name of one below the root. Of its CPUs it keeps what the other
+    /// cpuset has.
+    Member {
+        /// Its id.
+        pid: i32,
+        /// When it began.
+        start: u64,
+        /// Its name.
+        name: String,
+        /// The root cpuset.
+        root: String,
+    },
     /// Combined channels of a network interface: the value is a number.
     Channels {
         /// Its name.
@@ -151,6 +171,8 @@ impl std::fmt::Display for Target {
             Target::File { path } => f.write_str(path),
             Target::Scheduler { pid, name, .. } => write!(f, "policy of {name} (pid {pid})"),
             Target::Affinity { pid, name, .. } => write!(f, "CPUs of {name} (pid {pid})"),
+            Target::Cpuset { path } => write!(f, "cpuset {path}"),
+            Target::Member { pid, name, .. } => write!(f, "cpuset of {name} (pid {pid})"),
             Target::Channels { interface } => write!(f, "channels of {interface}"),
         }
     }
@@ -166,6 +188,8 @@ pub struct Context<'a> {
     pub spec: &'a NodeSpec,
     /// Interrupts whose affinity the kernel refused to change, by number: an earlier `tune` found out.
     pub kept: &'a [u32],
+    /// What stands for the root cpuset of cgroup v1; the hierarchy's own where absent.
+    pub cpuset: Option<PathBuf>,
 }
 
 /// Every item of every knob that the spec turns, in the table's order.
@@ -180,6 +204,7 @@ pub fn survey(context: &Context<'_>) -> Vec<Finding> {
         findings: Vec::new(),
     };
     survey.image();
+    survey.cpusets();
     survey.files();
     survey.power();
     survey.threads();

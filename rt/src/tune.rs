@@ -5,6 +5,7 @@
 //! and what helps. A journal that was not finished (the process was killed) is put back by the next [`undo`], the next
 //! [`apply`], or a reboot, which resets everything that is changed here: a journal of another boot is thrown away.
 
+mod cpusets;
 mod journal;
 #[cfg(test)]
 mod tests;
@@ -277,6 +278,14 @@ fn put_back(machine: &Machine, log: &mut Journal, since: usize) -> Result<Undone
     for change in log.changes(since).into_iter().rev() {
         let mut touched = false;
         let mut absent = false;
+        let own = change.restore.iter().map(|(_, old)| old).chain([&change.value]);
+        if let Target::Member { .. } = &change.target
+            && current(machine, &change.target).is_some_and(|now| !own.clone().any(|place| *place == now))
+        {
+            // Somebody moved it since: it is not where it was put, nor where it was.
+            undone.untouched += 1;
+            continue;
+        }
         for (target, old) in &change.restore {
             match current(machine, target) {
                 Some(actual) if actual == *old => continue,
@@ -363,6 +372,11 @@ fn current(machine: &Machine, target: &Target) -> Option<String> {
             machine.thread(*pid).filter(|thread| thread.start == *start)?;
             machine.allowed(*pid).map(|cpus| cpus.to_string())
         }
+        Target::Cpuset { path } => Some(cpusets::read(machine, path)),
+        Target::Member { pid, start, root, .. } => {
+            machine.thread(*pid).filter(|thread| thread.start == *start)?;
+            cpusets::member(machine, *pid, root)
+        }
         Target::Channels { interface } => ethtool::channels(interface).ok().map(|c| c.combined.to_string()),
     }
 }
@@ -411,6 +425,11 @@ fn write(machine: &Machine, target: &Target, value: &str) -> io::Result<()> {
             let cpus: CpuSet = value.parse().map_err(io::Error::other)?;
             sched::set_affinity(*pid, &cpus).map_err(errno)
         }
+        Target::Cpuset { path } => cpusets::write(machine, path, value),
+        Target::Member { pid, start, root, .. } => {
+            same(*pid, *start)?;
+            cpusets::enter(machine, *pid, root, value)
+        }
         Target::Channels { interface } => {
             let number = value.parse().map_err(io::Error::other)?;
             ethtool::set_combined(interface, number)
@@ -448,7 +467,10 @@ pub(crate) fn agrees(actual: &str, value: &str) -> bool {
 /// Whether the thing that was to be changed has ended.
 fn gone(error: &io::Error, target: &Target) -> bool {
     match target {
-        Target::Scheduler { .. } | Target::Affinity { .. } => error.raw_os_error() == Some(libc::ESRCH),
+        Target::Scheduler { .. } | Target::Affinity { .. } | Target::Member { .. } => {
+            error.raw_os_error() == Some(libc::ESRCH)
+        }
+        Target::Cpuset { .. } => false,
         Target::Channels { .. } => error.raw_os_error() == Some(libc::ENODEV),
         // An interrupt or a queue goes with its device.
         Target::File { path } => {

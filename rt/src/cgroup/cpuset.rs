@@ -13,9 +13,16 @@ use crate::cpu::CpuSet;
 
 const FILES: [&str; 2] = ["cpuset.cpus", "cpuset.mems"];
 
-/// Gives a v1 cpuset that is still empty its parent's CPUs and nodes.
+/// Gives a v1 cpuset that is still empty its parent's CPUs and nodes. Where its parent does not balance it does not
+/// either: it spans what was given away on a tuned node.
 pub(crate) fn inherit_v1(dir: &Path) -> Result<(), FileError> {
     let Some(parent) = dir.parent() else { return Ok(()) };
+    let balance = "cpuset.sched_load_balance";
+    if file::read(&dir.join(FILES[0]))?.is_empty()
+        && file::read_if_there(&parent.join(balance))?.as_deref() == Some("0")
+    {
+        file::write(&dir.join(balance), "0")?;
+    }
     for name in FILES {
         if file::read(&dir.join(name))?.is_empty() {
             file::write(&dir.join(name), &file::read(&parent.join(name))?)?;

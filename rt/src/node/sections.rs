@@ -57,6 +57,10 @@ pub struct NodeCpus {
     /// False: `isolcpus=domain`, the scheduler never balances over the isolated CPUs, from boot to the end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub balance: Option<bool>,
+    /// False: consent that `tune` takes `cpuset.sched_load_balance` off the root cpuset of cgroup v1 and moves every process
+    /// that is in it into a cpuset of the CPUs that are not isolated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sched_load_balance: Option<bool>,
 }
 
 /// `spec.realtime` of a node.

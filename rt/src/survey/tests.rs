@@ -87,6 +87,7 @@ fn server() -> tempfile::TempDir {
             ("/sys/devices/system/cpu/smt/control", "on"),
             ("/sys/devices/system/cpu/intel_pstate/min_perf_pct", "22"),
             ("/sys/devices/system/cpu/cpuidle/current_driver", "intel_idle"),
+            ("/sys/devices/system/cpu/cpuidle/current_governor", "menu"),
             ("/sys/devices/system/node/online", "0-1"),
             ("/sys/devices/system/node/has_memory", "0-1"),
             ("/sys/devices/system/node/node0/cpulist", "0-1,4-5"),
@@ -212,6 +213,7 @@ fn look(root: &Path, json: &str) -> Vec<Finding> {
         topology: &topology,
         spec: &spec.effective(),
         kept: &[],
+        cpuset: None,
     })
 }
 
@@ -418,6 +420,7 @@ fn a_server_and_a_board_are_shown() {
     assert_eq!(shown.kernel.lockdown.as_deref(), Some("integrity"));
     assert_eq!(shown.kernel.preemption.as_deref(), Some("full"));
     assert_eq!(shown.frequency_driver.as_deref(), Some("intel_pstate"));
+    assert_eq!(shown.idle_governor.as_deref(), Some("menu"));
     assert_eq!(shown.cpus[0].idle_states, ["POLL 0us", "!C6 133us"]);
     assert_eq!(shown.cpus[1].frequency_khz, Some((800_000, 3_500_000)));
     assert_eq!(shown.cpus[1].interrupts_handled, Some(207));
@@ -443,7 +446,7 @@ fn a_server_and_a_board_are_shown() {
 /// A document with every field that there is.
 fn every() -> NodeSpec {
     serde_json::from_str(
-        r#"{"cpus":{"housekeeping":"0","isolated":"1","shared":"2","offlined":"3","balance":false},
+        r#"{"cpus":{"housekeeping":"0","isolated":"1","shared":"2","offlined":"3","balance":false,"schedLoadBalance":false},
             "realtime":{"budget":"1s","throttling":"off","fairServer":"off","preemption":"full","timerMigration":true,"kernel":true,
               "priorities":{"ksoftirqd":1,"rcuc":1,"ktimers":1,"irqThreads":1,"rcu":1}},
             "hugepages":{"defaultSize":"2M","pages":[{"size":"2M","count":1}]},
@@ -500,6 +503,7 @@ fn every_knob_of_the_table_is_told() {
         topology: &machine.topology().unwrap(),
         spec: &every(),
         kept: &[],
+        cpuset: None,
     });
     for knob in TABLE {
         assert!(
@@ -508,4 +512,209 @@ fn every_knob_of_the_table_is_told() {
             knob.name
         );
     }
+}
+
+/// One package of four AMD cores whose second threads are off line (SMT off): acpi-cpufreq, acpi_idle with teo, resctrl not mounted.
+fn amd() -> tempfile::TempDir {
+    let root = tempfile::tempdir().unwrap();
+    let at = root.path();
+    for id in 0..8u32 {
+        cpu(at, id, id % 4, 0, &format!("{},{}", id % 4, id % 4 + 4));
+    }
+    for id in 0..4u32 {
+        let base = format!("/sys/devices/system/cpu/cpufreq/policy{id}");
+        let idle = format!("/sys/devices/system/cpu/cpu{id}/cpuidle");
+        let mut files = vec![
+            (format!("{base}/affected_cpus"), id.to_string()),
+            (format!("{base}/scaling_governor"), "ondemand".into()),
+            (
+                format!("{base}/scaling_available_governors"),
+                "ondemand performance schedutil".into(),
+            ),
+            (format!("{base}/scaling_driver"), "acpi-cpufreq".into()),
+            (format!("{base}/scaling_min_freq"), "1500000".into()),
+            (format!("{base}/scaling_max_freq"), "2800000".into()),
+            (format!("{base}/cpuinfo_min_freq"), "1500000".into()),
+            (format!("{base}/cpuinfo_max_freq"), "2800000".into()),
+        ];
+        for (state, name, latency) in [(0, "POLL", "0"), (1, "C1", "1"), (2, "C2", "400")] {
+            files.push((format!("{idle}/state{state}/name"), name.into()));
+            files.push((format!("{idle}/state{state}/latency"), latency.into()));
+            files.push((format!("{idle}/state{state}/disable"), "0".into()));
+        }
+        let files: Vec<(&str, &str)> = files
+            .iter()
+            .map(|(path, text)| (path.as_str(), text.as_str()))
+            .collect();
+        tree(at, &files);
+    }
+    for id in 4..8 {
+        tree(at, &[(&format!("/sys/devices/system/cpu/cpu{id}/online"), "0")]);
+    }
+    tree(
+        at,
+        &[
+            ("/sys/devices/system/cpu/online", "0-3"),
+            ("/sys/devices/system/cpu/present", "0-7"),
+            ("/sys/devices/system/cpu/smt/control", "off"),
+            ("/sys/devices/system/cpu/cpuidle/current_driver", "acpi_idle"),
+            ("/sys/devices/system/cpu/cpuidle/current_governor_ro", "teo"),
+            ("/proc/cpuinfo", "vendor_id\t: AuthenticAMD\nflags\t\t: fpu tsc"),
+            ("/proc/cmdline", "root=/dev/sda1"),
+            ("/proc/sys/kernel/osrelease", "6.12.0"),
+        ],
+    );
+    fs::create_dir_all(at.join("sys/fs/resctrl")).unwrap();
+    root
+}
+
+#[test]
+fn an_amd_server_with_smt_off_and_another_driver() {
+    let root = amd();
+    let findings = look(
+        root.path(),
+        r#"{"cpus":{"housekeeping":"0","isolated":"1-3"},"power":{"minPerformance":100,"resumeLatency":"3us"},
+            "frequency":{"driver":"passive","isolated":{"governor":"performance","energyPreference":"performance","min":"2GHz"}}}"#,
+    );
+    let states = |knob: &str| of(&findings, knob).iter().map(|f| f.state).collect::<Vec<_>>();
+    // acpi-cpufreq has governors and limits, and neither a preference nor a least performance.
+    assert_eq!(states("governor"), [State::Differs; 3]);
+    assert_eq!(states("frequency-min"), [State::Differs; 3]);
+    assert_eq!(states("energy-preference"), [State::Absent; 3]);
+    assert_eq!(states("min-performance"), [State::Absent]);
+    assert_eq!(states("resume-latency"), [State::Differs; 3]);
+    let driver = of(&findings, "pstate-driver");
+    assert!(
+        driver
+            .iter()
+            .any(|f| f.state.is_fault() && f.wanted.contains("amd_pstate=passive")),
+        "{driver:?}"
+    );
+    let machine = Machine::new(root.path());
+    let topology = machine.topology().unwrap();
+    let shown = show(&machine, &topology);
+    assert_eq!(
+        (shown.smt.as_deref(), shown.frequency_driver.as_deref()),
+        (Some("off"), Some("acpi-cpufreq"))
+    );
+    assert_eq!(
+        (shown.idle_driver.as_deref(), shown.idle_governor.as_deref()),
+        (Some("acpi_idle"), Some("teo"))
+    );
+    assert_eq!(shown.cpus[1].idle_states, ["POLL 0us", "C1 1us", "C2 400us"]);
+    assert_eq!(shown.cpus.len(), 4, "the second threads are off line");
+    assert!(shown.resctrl.is_empty());
+    // With its second thread off line a CPU is a whole core; the second thread itself cannot be given.
+    let spec = |json: &str| serde_json::from_str::<NodeSpec>(json).unwrap();
+    let off = spec(r#"{"cpus":{"isolated":"1,5"}}"#).validate(Some(&topology));
+    assert!(off[0].message.contains("CPUs 5 are not online"), "{off:?}");
+}
+
+/// A node with cgroup v1: a service with a thread that keeps to CPU 0, a thread of the kernel's, a container manager's folder
+/// with one container that was given CPU 2, and one that nobody narrowed.
+fn with_v1() -> tempfile::TempDir {
+    let root = board();
+    let cpuset = "/sys/fs/cgroup/cpuset";
+    let stat = |name: &str, flags: u64| {
+        format!(
+            "1 ({name}) S 1 0 0 0 -1 {flags} 0 0 0 0 0 0 0 0 20 0 1 0 30 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 17 1 0 0"
+        )
+    };
+    let mut files: Vec<(String, String)> = vec![
+        (
+            "/proc/self/mountinfo".into(),
+            format!("30 25 0:26 / {cpuset} rw shared:9 - cgroup cgroup rw,cpuset"),
+        ),
+        ("/proc/900/stat".into(), stat("service", 0)),
+        ("/proc/900/status".into(), "Cpus_allowed_list:\t0".into()),
+        ("/proc/901/stat".into(), stat("kthread", 0x0020_0000)),
+        ("/proc/901/status".into(), "Cpus_allowed_list:\t0-5".into()),
+    ];
+    for (folder, cpus, balance, tasks) in [
+        ("", "0-5", "1", "900\n901"),
+        ("/docker", "0-5", "1", ""),
+        ("/docker/own", "4", "1", "77"),
+        ("/docker/wide", "0-5", "1", "78\n79"),
+        ("/system", "0-3", "1", "80"),
+    ] {
+        for (file, text) in [
+            ("cpuset.cpus", cpus),
+            ("cpuset.mems", "0"),
+            ("cpuset.sched_load_balance", balance),
+            ("tasks", tasks),
+        ] {
+            files.push((format!("{cpuset}{folder}/{file}"), text.into()));
+        }
+    }
+    let files: Vec<(&str, &str)> = files
+        .iter()
+        .map(|(path, text)| (path.as_str(), text.as_str()))
+        .collect();
+    tree(root.path(), &files);
+    root
+}
+
+#[test]
+fn a_v1_node_gives_up_balancing_with_consent_alone() {
+    let root = with_v1();
+    let cpus = r#""housekeeping":"0-3","isolated":"4-5""#;
+    let without = look(root.path(), &format!(r#"{{"cpus":{{{cpus}}}}}"#));
+    assert!(
+        without.iter().all(|f| f.field != "spec.cpus.schedLoadBalance"),
+        "{without:?}"
+    );
+    let with = look(
+        root.path(),
+        &format!(r#"{{"cpus":{{{cpus},"schedLoadBalance":false}}}}"#),
+    );
+    let house = of(&with, "cpuset-housekeeping");
+    let told: Vec<(&str, &str)> = house
+        .iter()
+        .map(|f| (f.interface.as_str(), f.wanted.as_str()))
+        .collect();
+    let top = "/sys/fs/cgroup/cpuset";
+    assert_eq!(
+        told,
+        [
+            ("/sys/fs/cgroup/cpuset/berth-housekeeping", "cpus 0-3 mems 0"),
+            ("cpuset of service (pid 900)", "berth-housekeeping"),
+        ],
+        "the kernel's thread stays"
+    );
+    // Back to the root, and to the CPUs that it had.
+    let restore = &house[1].change.as_ref().unwrap().restore;
+    assert_eq!((restore[0].1.as_str(), restore[1].1.as_str()), ("/", "0"));
+    let balance = of(&with, "sched-load-balance");
+    let told: Vec<(String, State)> = balance
+        .iter()
+        .map(|f| (f.interface.replace(top, ""), f.state))
+        .collect();
+    let file = "cpuset.sched_load_balance";
+    assert_eq!(
+        told,
+        [
+            (format!("/docker/{file}"), State::Differs),
+            (format!("/docker/wide/{file}"), State::Refused),
+            (format!("/{file}"), State::Differs),
+        ],
+        "the root comes last; a cpuset of isolated CPUs alone, or of none, may balance"
+    );
+    assert!(
+        balance[1]
+            .mend
+            .as_ref()
+            .unwrap()
+            .contains("echo 0-3 > /sys/fs/cgroup/cpuset/docker/wide/cpuset.cpus")
+    );
+    // Without cgroup v1 there is nothing to do.
+    let v2 = board();
+    let none = look(
+        v2.path(),
+        &format!(r#"{{"cpus":{{{cpus},"schedLoadBalance":false}}}}"#),
+    );
+    assert!(
+        of(&none, "sched-load-balance")
+            .iter()
+            .all(|f| f.state == State::Absent)
+    );
 }

@@ -52,6 +52,7 @@ pub(super) fn main(folders: &Folders, args: &CheckArgs) -> Outcome {
         topology: &topology,
         spec: &spec,
         kept: &kept,
+        cpuset: args.from.cpuset.clone(),
     });
     let status = Journal::status(&journal, &boot_id).filter(|_| machine.live());
     let (tuned, interrupted) = status.unwrap_or((0, false));

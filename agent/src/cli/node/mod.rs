@@ -48,6 +48,9 @@ struct FromArgs {
     /// The folder that has the node's proc and sys: a recorded tree
     #[arg(long, value_name = "DIR", default_value = "/")]
     root: PathBuf,
+    /// What stands for the root cpuset of cgroup v1
+    #[arg(long, value_name = "DIR", hide = true)]
+    cpuset: Option<PathBuf>,
 }
 
 /// A node's document.

@@ -2,7 +2,7 @@
 
 use anyhow::bail;
 use berth_rt::knob::When;
-use berth_rt::survey::{Change, Context, Finding, State, survey};
+use berth_rt::survey::{Change, Context, Finding, State, Target, survey};
 use berth_rt::tune::{Applied, Journal, apply, settle, undo};
 use clap::Args;
 use serde::Serialize;
@@ -12,6 +12,9 @@ use crate::daemon::settings::Folders;
 use super::super::table::{self, with_hint};
 use super::super::{DONE, Format, Outcome, OutputArgs, no};
 use super::{FromArgs, boot_id, journal};
+
+/// Most times that processes are moved which came meanwhile.
+const PASSES: usize = 5;
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct TuneArgs {
@@ -109,6 +112,7 @@ pub(super) fn main(folders: &Folders, args: &TuneArgs) -> Outcome {
             topology: &topology,
             spec: &spec,
             kept: &kept,
+            cpuset: args.from.cpuset.clone(),
         })
     };
     let findings = look();
@@ -151,7 +155,22 @@ pub(super) fn main(folders: &Folders, args: &TuneArgs) -> Outcome {
             ..Applied::default()
         }
     } else {
-        let applied = apply(&machine, &journal, &changes).map_err(|error| with_hint(&error, error.hint()))?;
+        let mut applied =
+            apply(&machine, &journal, &changes).map_err(|error| with_hint(&error, error.hint()))?;
+        // Who was forked by a process that was moved later is where its parent was.
+        for _ in 0..PASSES {
+            let members = |change: &Change| matches!(change.target, Target::Member { .. });
+            let more: Vec<Change> = (look().into_iter())
+                .filter_map(|finding| finding.change)
+                .filter(members)
+                .collect();
+            if more.is_empty() || !changes.iter().any(members) {
+                break;
+            }
+            let again = apply(&machine, &journal, &more).map_err(|error| with_hint(&error, error.hint()))?;
+            applied.made.extend(again.made);
+            applied.kept.extend(again.kept);
+        }
         Applied {
             put_back: settled + applied.put_back,
             ..applied
