@@ -1,10 +1,14 @@
 //! Wake-up latency of containers: beside the host's own on the same core, with and without timer slack, among spinners,
 //! and the same loop in crun without a placement.
 //!
-//! A round is one process that measures (`berth latency`); all kinds of round take turns, so that what else the machine
-//! does falls on all of them. A sample is the median, or the 99th percentile, of one round, in microseconds.
+//! A round is one process of each kind that measures (`berth latency`), one after the other, so that what else the machine
+//! does falls on all of them. A sample is the median, or the 99th percentile, of one such process, in microseconds. Ratios are
+//! taken round by round, of neighbours in time, and their median is resampled: what slows a whole round down is in both
+//! of its sides. container : host is held by the upper end of the 95 % interval, beside host again : host, which shows how far
+//! two equal sides differ; the other bounds are on the median of the ratios.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -16,7 +20,7 @@ use crate::stats::{Sample, Table};
 
 const NODE: &str = "apiVersion: berth/v1\nkind: Node\nmetadata: {name: bench}\nspec:\n  cpus: {housekeeping: \"0\", isolated: \"1\"}\n";
 /// Of one round.
-const DURATION: &str = "1s";
+const DURATION: &str = "400ms";
 
 /// Medians and 99th percentiles of rounds.
 #[derive(Default)]
@@ -26,6 +30,14 @@ struct Kind {
 }
 
 impl Kind {
+    fn p50(&self) -> &Sample {
+        &self.p50
+    }
+
+    fn p99(&self) -> &Sample {
+        &self.p99
+    }
+
     fn push(&mut self, round: &Value) -> Result<()> {
         // The given-away core; without a placement a thread ran on every core, and this is the same one.
         let last = round["cpus"].as_array().and_then(|cpus| cpus.last());
@@ -55,7 +67,10 @@ pub(crate) fn run(table: &mut Table, rounds: usize) -> Result<()> {
     let agent = Agent::start("bench-latency")?;
     agent.apply(NODE)?;
     let crun = Crun::make(&agent.path("crun"))?;
-    let mut kinds: Vec<Kind> = (0..11).map(|_| Kind::default()).collect();
+    // As `berth latency` does for its own rounds: the same for those of crun.
+    let mut awake = fs::File::options().write(true).open("/dev/cpu_dma_latency")?;
+    awake.write_all(&0_i32.to_ne_bytes())?;
+    let mut kinds: Vec<Kind> = (0..10).map(|_| Kind::default()).collect();
     // The image is made once, outside of what is measured.
     agent.ok(&["latency", "--container", "--duration", "20ms", "--keep"])?;
     for _ in 0..rounds {
@@ -78,76 +93,57 @@ pub(crate) fn run(table: &mut Table, rounds: usize) -> Result<()> {
         drop(spinners);
     }
     agent.finish()?;
+    drop(awake);
     for (name, at) in [("fifo", 0), ("other, slack 1 ns", 3)] {
         let [host, container, again] = [&kinds[at], &kinds[at + 1], &kinds[at + 2]];
-        table.beside(
-            format!("latency {name}: container, p50"),
-            "µs",
-            &container.p50,
-            ("host", &host.p50),
-            Some(1.1),
-        );
-        table.beside(
-            format!("latency {name}: host again, p50"),
-            "µs",
-            &again.p50,
-            ("host", &host.p50),
-            None,
-        );
-        table.beside(
-            format!("latency {name}: container, p99"),
-            "µs",
-            &container.p99,
-            ("host", &host.p99),
-            None,
-        );
-        table.beside(
-            format!("latency {name}: host again, p99"),
-            "µs",
-            &again.p99,
-            ("host", &host.p99),
-            None,
-        );
+        for (what, of, bound) in [
+            ("p50", Kind::p50 as fn(&Kind) -> &Sample, Some(1.1)),
+            ("p99", Kind::p99, None),
+        ] {
+            let host = ("host", of(host));
+            table.paired_upper(
+                format!("latency {name}: container, {what}"),
+                "µs",
+                of(container),
+                host,
+                bound,
+            );
+            table.paired_upper(
+                format!("latency {name}: host again, {what}"),
+                "µs",
+                of(again),
+                host,
+                None,
+            );
+        }
     }
     let (fine, coarse) = (&kinds[4], &kinds[6]);
-    table.beside(
+    table.paired(
         "latency other: slack 1 ns, p50",
         "µs",
         &fine.p50,
         ("default slack", &coarse.p50),
         Some(0.5),
     );
-    let (idle, loaded) = (&kinds[1], &kinds[8]);
-    table.beside(
-        "latency fifo: container among spinners, p50",
-        "µs",
-        &loaded.p50,
-        ("without", &idle.p50),
-        Some(1.3),
-    );
-    table.beside(
-        "latency fifo: container among spinners, p99",
-        "µs",
-        &loaded.p99,
-        ("without", &idle.p99),
-        None,
-    );
-    if crun.is_some() {
-        let (idle, loaded) = (&kinds[7], &kinds[9]);
-        table.beside(
-            "latency crun, no placement: among spinners, p50",
+    let mut among = |name: &str, loaded: &Kind, idle: &Kind, bound| {
+        table.paired(
+            format!("latency {name}: among spinners, p50"),
             "µs",
             &loaded.p50,
             ("without", &idle.p50),
-            None,
+            bound,
         );
-        table.beside(
-            "latency crun, no placement: among spinners, p99",
+        table.paired(
+            format!("latency {name}: among spinners, p99"),
             "µs",
             &loaded.p99,
             ("without", &idle.p99),
             None,
         );
+    };
+    among("fifo, container", &kinds[8], &kinds[1], Some(1.3));
+    if crun.is_some() {
+        among("crun, no placement", &kinds[9], &kinds[7], None);
     }
     Ok(())
 }

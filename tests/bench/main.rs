@@ -62,7 +62,7 @@ fn main() -> Result<ExitCode> {
             "enforcement" => enforcement::run(&mut table, rounds)?,
             "stop" => life::stop(&mut table, rounds)?,
             "thousand" => life::thousand(&mut table, 25 * rounds)?,
-            "latency" => latency::run(&mut table, rounds.div_ceil(2))?,
+            "latency" => latency::run(&mut table, rounds)?,
             "hotplug" => hotplug::run(&mut table, rounds)?,
             _ => memory::run(&mut table)?,
         }

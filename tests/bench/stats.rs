@@ -24,23 +24,51 @@ impl Sample {
         self.quantile(0.0)
     }
 
+    /// Round by round, how often the peer's value this one's is; what was measured in one round stands at one place of both.
+    fn ratios(&self, peer: &Sample) -> Sample {
+        Sample(self.0.iter().zip(&peer.0).map(|(own, peer)| own / peer).collect())
+    }
+
+    /// 95 % interval of the median, by resampling (2,000 times, a fixed seed: same data, same interval).
+    fn interval(&self) -> (f64, f64) {
+        let mut draw = draws();
+        let mut medians: Vec<f64> = (0..2000).map(|_| draw(&self.0)).collect();
+        (quantile(&mut medians, 0.025), quantile(&mut medians, 0.975))
+    }
+
     /// 95 % interval of the ratio of medians, by resampling both (2,000 times, a fixed seed: same data, same interval).
     pub(crate) fn ratio_interval(&self, peer: &Sample) -> (f64, f64) {
-        let mut random = 0x9E37_79B9_7F4A_7C15_u64;
-        let mut draw = |from: &[f64]| -> f64 {
-            let mut resampled: Vec<f64> = (0..from.len())
-                .map(|_| {
-                    random ^= random << 13;
-                    random ^= random >> 7;
-                    random ^= random << 17;
-                    from[(random % from.len() as u64) as usize]
-                })
-                .collect();
-            quantile(&mut resampled, 0.5)
-        };
+        let mut draw = draws();
         let mut ratios: Vec<f64> = (0..2000).map(|_| draw(&self.0) / draw(&peer.0)).collect();
         (quantile(&mut ratios, 0.025), quantile(&mut ratios, 0.975))
     }
+}
+
+/// The median of a sample drawn with replacement from another, each time another one.
+fn draws() -> impl FnMut(&[f64]) -> f64 {
+    let mut random = 0x9E37_79B9_7F4A_7C15_u64;
+    move |from| {
+        let mut resampled: Vec<f64> = (0..from.len())
+            .map(|_| {
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                from[(random % from.len() as u64) as usize]
+            })
+            .collect();
+        quantile(&mut resampled, 0.5)
+    }
+}
+
+/// What a bound is held against.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Figure {
+    /// The ratio of the medians; the median where there is no peer.
+    Medians,
+    /// The median of the ratios, round by round.
+    Rounds,
+    /// The upper end of that median's 95 % interval.
+    UpperEnd,
 }
 
 fn quantile(values: &mut [f64], q: f64) -> f64 {
@@ -60,19 +88,34 @@ struct Row {
     sample: Sample,
     peer: Option<(String, Sample)>,
     bound: Option<f64>,
+    of: Figure,
 }
 
 impl Row {
-    /// What the bound is on: the ratio where there is a peer, else the median.
+    /// The ratio where there is a peer, else the median.
     fn figure(&self) -> f64 {
         match &self.peer {
-            Some((_, peer)) => self.sample.median() / peer.median(),
+            Some((_, peer)) if self.of == Figure::Medians => self.sample.median() / peer.median(),
+            Some((_, peer)) => self.sample.ratios(peer).median(),
             None => self.sample.median(),
         }
     }
 
+    /// The ratio's 95 % interval.
+    fn interval(&self, peer: &Sample) -> (f64, f64) {
+        match self.of {
+            Figure::Medians => self.sample.ratio_interval(peer),
+            Figure::Rounds | Figure::UpperEnd => self.sample.ratios(peer).interval(),
+        }
+    }
+
     fn holds(&self) -> bool {
-        self.bound.is_none_or(|bound| self.figure() <= bound)
+        let held = match &self.peer {
+            Some((_, peer)) if self.of == Figure::UpperEnd => self.interval(peer).1,
+            _ => self.figure(),
+        };
+        // A figure that is none holds no bound.
+        self.bound.is_none_or(|bound| held <= bound)
     }
 }
 
@@ -95,6 +138,7 @@ impl Table {
             sample: sample.clone(),
             peer: None,
             bound,
+            of: Figure::Medians,
         });
     }
 
@@ -107,13 +151,49 @@ impl Table {
         peer: (&str, &Sample),
         bound: Option<f64>,
     ) {
-        let peer = Some((peer.0.to_string(), peer.1.clone()));
+        self.row(name.into(), unit, sample, peer, bound, Figure::Medians);
+    }
+
+    /// A figure beside a peer that was measured in the same rounds; the bound is on the median of the rounds' ratios.
+    pub(crate) fn paired(
+        &mut self,
+        name: impl Into<String>,
+        unit: &'static str,
+        sample: &Sample,
+        peer: (&str, &Sample),
+        bound: Option<f64>,
+    ) {
+        self.row(name.into(), unit, sample, peer, bound, Figure::Rounds);
+    }
+
+    /// As [`Table::paired`]; the bound is on the upper end of that median's 95 % interval.
+    pub(crate) fn paired_upper(
+        &mut self,
+        name: impl Into<String>,
+        unit: &'static str,
+        sample: &Sample,
+        peer: (&str, &Sample),
+        bound: Option<f64>,
+    ) {
+        self.row(name.into(), unit, sample, peer, bound, Figure::UpperEnd);
+    }
+
+    fn row(
+        &mut self,
+        name: String,
+        unit: &'static str,
+        sample: &Sample,
+        peer: (&str, &Sample),
+        bound: Option<f64>,
+        of: Figure,
+    ) {
         self.0.push(Row {
-            name: name.into(),
+            name,
             unit,
             sample: sample.clone(),
-            peer,
+            peer: Some((peer.0.to_string(), peer.1.clone())),
             bound,
+            of,
         });
     }
 
@@ -132,7 +212,7 @@ impl fmt::Display for Table {
         for row in &self.0 {
             let (beside, ratio, minima) = match &row.peer {
                 Some((name, peer)) => {
-                    let (low, high) = row.sample.ratio_interval(peer);
+                    let (low, high) = row.interval(peer);
                     (
                         format!("{name} {:.2} ({:.2})", peer.median(), peer.min()),
                         format!("{:.3} ({low:.3}–{high:.3})", row.figure()),
@@ -142,7 +222,12 @@ impl fmt::Display for Table {
                 None => (String::new(), String::new(), String::new()),
             };
             let bound = row.bound.map_or(String::new(), |b| {
-                format!("≤ {b}{}", if row.holds() { "" } else { " MISSED" })
+                let of = if row.of == Figure::UpperEnd {
+                    "upper end "
+                } else {
+                    ""
+                };
+                format!("{of}≤ {b}{}", if row.holds() { "" } else { " MISSED" })
             });
             writeln!(
                 f,
@@ -156,5 +241,42 @@ impl fmt::Display for Table {
             )?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(values: impl IntoIterator<Item = f64>) -> Sample {
+        Sample(values.into_iter().collect())
+    }
+
+    #[test]
+    fn what_a_machine_does_to_a_whole_round_is_not_the_container() {
+        // The machine is up to four times as slow in some rounds; the container is 5 % slower in each.
+        let host = sample((0..40).map(|n| 20.0 * f64::from(1 + n % 4)));
+        let container = sample((0..40).map(|n| 21.0 * f64::from(1 + n % 4)));
+        let mut table = Table::default();
+        table.paired_upper("p50", "µs", &container, ("host", &host), Some(1.1));
+        assert!(table.bounds_hold(), "{table}");
+        let (low, high) = container.ratios(&host).interval();
+        assert!((1.049..1.051).contains(&low) && (1.049..1.051).contains(&high));
+        // By itself the spread of the rounds would say nothing.
+        assert!(container.ratio_interval(&host).1 > 1.1);
+    }
+
+    #[test]
+    fn an_upper_end_is_missed_where_the_median_is_not() {
+        let host = sample([10.0; 40]);
+        let container = sample((0..40).map(|n| if n % 2 == 0 { 8.0 } else { 12.0 }));
+        let mut table = Table::default();
+        table.paired("p50", "µs", &container, ("host", &host), Some(1.1));
+        assert!(table.bounds_hold(), "{table}");
+        table.paired_upper("p50", "µs", &container, ("host", &host), Some(1.1));
+        assert!(!table.bounds_hold(), "{table}");
+        let mut none = Table::default();
+        none.paired_upper("p50", "µs", &sample([]), ("host", &host), Some(1.1));
+        assert!(!none.bounds_hold(), "nothing was measured");
     }
 }
