@@ -2,10 +2,11 @@
 //! seen. Bounds are loose: the machine is shared. The figures are those of `make bench` (group latency).
 
 use std::fs;
+use std::io::Read;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use berth_tests::agent::Agent;
+use berth_tests::agent::{Agent, binary};
 use libtest_mimic::Trial;
 use serde_json::Value;
 
@@ -38,6 +39,7 @@ spec:
 pub(crate) fn tests() -> Vec<Trial> {
     vec![
         test("latency::container beside host, same program, same core", beside),
+        test("latency::idle states are kept out while it measures", awake),
         test("latency::a timer slack of 1 ns is seen", slack),
         test("latency::pinned FIFO among spinners", spinners),
         test("latency::what cannot be measured is refused", refused),
@@ -217,6 +219,42 @@ fn spinners() -> Result<()> {
     let (fifo, other) = (median(&fifo["sides"][1])?, median(&other["sides"][1])?);
     ensure!(fifo < other, "among spinners: fifo {fifo} ns, other {other} ns");
     agent.finish()
+}
+
+/// The bound on idle states that is in force, microseconds (reading the device gives it).
+fn bound() -> Result<i32> {
+    let mut four = [0; 4];
+    fs::File::open("/dev/cpu_dma_latency")?.read_exact(&mut four)?;
+    Ok(i32::from_ne_bytes(four))
+}
+
+fn awake() -> Result<()> {
+    let before = bound()?;
+    for (words, held) in [(&[][..], true), (&["--idle"], false)] {
+        let mut command = Command::new(binary());
+        command
+            .args(["latency", "--cpus", "0", "--duration", "1s", "-o", "json"])
+            .args(words);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+        let mut lowest = before;
+        while child.try_wait()?.is_none() {
+            lowest = lowest.min(bound()?);
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        let told: Value = serde_json::from_slice(&child.wait_with_output()?.stdout)?;
+        ensure!(
+            told["idleStates"]["held"] == held,
+            "{words:?}: {}",
+            told["idleStates"]
+        );
+        let expected = if held { 0 } else { before };
+        ensure!(
+            lowest == expected,
+            "{words:?}: the bound was {lowest}, not {expected}"
+        );
+    }
+    ensure!(bound()? == before, "the bound is left at {}", bound()?);
+    Ok(())
 }
 
 fn refused() -> Result<()> {

@@ -2,8 +2,10 @@
 //!
 //! Each round is a process of its own: on the host this program started again with `--probe`, inside the same file in an
 //! image made of it and the libraries it runs with ([`image`]). Rounds of the sides take turns, so that what else the
-//! machine does falls on all of them; `host again` shows how far two equal sides differ.
+//! machine does falls on all of them; `host again` shows how far two equal sides differ. Meanwhile CPUs are kept out of idle states
+//! ([`awake`]), as cyclictest does.
 
+mod awake;
 mod image;
 mod report;
 
@@ -66,6 +68,9 @@ pub(super) struct LatencyArgs {
     /// Rounds of each side
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rounds: u32,
+    /// Leave idle states as they are; else /dev/cpu_dma_latency is held at 0 meanwhile
+    #[arg(long)]
+    idle: bool,
     /// Draw the histograms into this file
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
@@ -92,6 +97,7 @@ pub(super) fn main(folders: &Folders, args: &LatencyArgs) -> Outcome {
     }
     check(args)?;
     let before = load();
+    let awake = awake::Awake::hold(args.idle);
     let sides = match &args.container {
         None => vec![report::Side::new("host", rounds(args, || host(args, None))?)],
         Some(cores) => beside(folders, args, cores)?,
@@ -99,11 +105,13 @@ pub(super) fn main(folders: &Folders, args: &LatencyArgs) -> Outcome {
     let first = sides.first().map_or(0, |side| side.rounds.len());
     ensure!(first > 0, "nothing was measured");
     let ratios = report::ratios(&sides);
+    // Held until here: every round is over.
     let report = report::Report {
         interval_ns: nanos(args.interval),
         duration_ns: nanos(args.duration),
         load_before: before,
         load_after: load(),
+        idle_states: awake.told(),
         sides,
         ratios,
     };
@@ -349,6 +357,7 @@ mod tests {
             &["--rounds", "0"],
             &["--interval", "1"],
             &["--keep"],
+            &["--idle=no"],
         ];
         for words in refused {
             assert!(of(words).is_err(), "{words:?}");

@@ -8,6 +8,8 @@ use serde::Serialize;
 
 use crate::cli::table;
 
+use super::awake::IdleStates;
+
 /// The quantiles that are held against each other.
 const COMPARED: [f64; 2] = [0.5, 0.99];
 
@@ -22,6 +24,7 @@ pub(super) struct Report {
     pub load_before: String,
     /// After the last.
     pub load_after: String,
+    pub idle_states: IdleStates,
     pub sides: Vec<Side>,
     pub ratios: Vec<Compared>,
 }
@@ -102,7 +105,11 @@ impl Report {
     }
 
     pub(super) fn print(&self) -> anyhow::Result<()> {
-        println!("{}; times in µs\n", self.title());
+        println!("{}; times in µs", self.title());
+        match &self.idle_states.why {
+            None => println!("idle states kept out (/dev/cpu_dma_latency held at 0)\n"),
+            Some(why) => println!("idle states as they are ({why}): leaving one is in every time\n"),
+        }
         let mut rows = Vec::new();
         for side in &self.sides {
             for at in 0..side.rounds.first().map_or(0, |round| round.cpus.len()) {
@@ -222,6 +229,10 @@ mod tests {
             duration_ns: 5_000_000_000,
             load_before: "1".into(),
             load_after: "2".into(),
+            idle_states: IdleStates {
+                held: true,
+                why: None,
+            },
             sides,
             ratios,
         };
