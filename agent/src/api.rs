@@ -208,6 +208,9 @@ pub(crate) struct Container {
     /// Interfaces (their names inside) and devices that it was given and that have gone.
     #[serde(default)]
     pub lacks: Vec<String>,
+    /// Where its waits for a CPU are counted: `schedstat`, `probe, SCHED_FIFO 49`, `none: …`; absent before it runs.
+    #[serde(default)]
+    pub wakeups: Option<String>,
     /// How it, or the one before it, ended.
     pub exit: Option<Exit>,
     /// Why it does not run.

@@ -2,7 +2,8 @@
 //!
 //! The method is cyclictest's: a thread on each CPU sleeps with `clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME)` until a
 //! multiple of an interval, its memory locked, and counts in a [`Histogram`] how late it was woken ([`probe`]).
-//! [`compare`] holds rounds of two sides against each other, [`plot`] draws them.
+//! [`compare`] holds rounds of two sides against each other, [`plot`] draws them. [`sampler`] does the same beside a running
+//! workload, now and then, for [`tally`].
 //!
 //! Invariants: the histogram never allocates once it is made, keeps the exact count, minimum, maximum and sum, and places a
 //! value to 1/64 of itself.
@@ -10,6 +11,8 @@
 pub mod compare;
 pub mod plot;
 pub mod probe;
+pub mod sampler;
+pub mod tally;
 
 use serde::{Deserialize, Serialize};
 

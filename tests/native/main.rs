@@ -7,6 +7,7 @@ mod audit;
 mod bundle;
 mod cards;
 mod commands;
+mod cpusets;
 mod crash;
 mod cycles;
 mod density;
@@ -33,6 +34,7 @@ mod secrets;
 mod shipped;
 mod tenants;
 mod uevents;
+mod wakeups;
 
 use std::process::ExitCode;
 
@@ -88,6 +90,8 @@ fn main() -> ExitCode {
             tenants::tests,
             cycles::tests,
             latency::tests,
+            wakeups::tests,
+            cpusets::tests,
             density::tests,
             docs::tests,
             profiles::tests,

@@ -44,6 +44,6 @@ pub use tree::{MAX_BYTES, MAX_DEPTH, MAX_NODES};
 pub use values::{AbsolutePath, Duration, Name, Size, ValueError};
 pub use workload::{
     Budget, Cni, CpuRequest, DEFAULT_PROFILE, EnvVar, Isolation, Mount, Network, Policy, Port, Protocol,
-    Realtime, Relabel, Restart, RestartPolicy, Run, Scheduling, Secret, Stop, WorkloadSpec,
+    Realtime, Relabel, Restart, RestartPolicy, Run, Scheduling, Secret, Stop, Wakeups, WorkloadSpec,
 };
 pub use write::{WriteError, to_yaml};

@@ -60,6 +60,9 @@ pub struct WorkloadSpec {
     /// Scheduling policy, timers, real-time budget.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub realtime: Option<Realtime>,
+    /// Where the metric of its waits is from.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub wakeups: Wakeups,
     /// Most memory, bytes, at least 1Mi; no limit where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<Size>,
@@ -126,6 +129,19 @@ pub enum Isolation {
     Any,
     /// Refuse to run on cores where foreign threads may run.
     Required,
+}
+
+/// Where `berth_run_delay_seconds` of a workload is from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Wakeups {
+    /// The scheduler's account where the kernel keeps one, else a probe.
+    #[default]
+    Auto,
+    /// A probe of berth's own on its CPUs, whatever the kernel has.
+    Probe,
+    /// The scheduler's account or nothing: never a probe.
+    Schedstat,
 }
 
 /// The real-time half of a workload.

@@ -26,3 +26,5 @@ mod uevent;
 pub mod users;
 mod vfio;
 pub mod wire;
+
+pub use monitor::wakeups::Wakeups;

@@ -118,6 +118,9 @@ pub struct LaunchRequest {
     /// True: create and pre-prove, then wait for [`Command::Start`]. False: start at once.
     #[serde(default)]
     pub armed: bool,
+    /// Its monitor samples wake-ups on its CPUs, by a process of its own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub probe: bool,
     /// Opaque words of the agent's (device syspath, rule, generation, …), given back in [`Status`].
     #[serde(default)]
     pub notes: BTreeMap<String, String>,

@@ -154,6 +154,7 @@ fn text(details: &Details) {
             c.starved.join("; ")
         },
     );
+    line("waits by", or_none(&c.wakeups));
     line("dropped", format!("{} bytes of output", details.dropped_bytes));
     line("log", details.log.clone());
     line("socket", details.socket.clone());

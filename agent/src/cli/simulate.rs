@@ -266,6 +266,7 @@ fn node(cores: u32) -> Node {
             numa: None,
         },
         rt_groups: false,
+        schedstat: true,
     }
 }
 

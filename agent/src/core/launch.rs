@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use berth_documents::{
-    self as documents, CStates, Class, Duration, Isolation, Network, Policy, Relabel, Scheduling,
+    self as documents, CStates, Class, Duration, Isolation, Network, Policy, Relabel, Scheduling, Wakeups,
     WorkloadSpec,
 };
 use berth_hotplug::rule::parse_address;
@@ -335,6 +335,11 @@ pub(super) fn request(instance: &Instance, want: &Want, place: &Placement, node:
         labels: labels(want),
         on_drift: spec.on_drift,
         armed: matches!(instance.slot, Slot::Pool { .. }),
+        probe: match spec.wakeups {
+            Wakeups::Auto => !node.schedstat,
+            Wakeups::Probe => true,
+            Wakeups::Schedstat => false,
+        },
         notes: notes(instance, &instance.slot, want),
     }
 }

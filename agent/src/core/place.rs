@@ -14,6 +14,8 @@ pub(crate) struct Node {
     pub pool: Pool,
     /// Has each cgroup a real-time budget of its own (RT_GROUP_SCHED with cgroup v1)?
     pub rt_groups: bool,
+    /// Does the scheduler keep an account of each thread's waits (CONFIG_SCHED_INFO)?
+    pub schedstat: bool,
 }
 
 /// Budget of a workload under fifo or rr that names none, on a node with [`Node::rt_groups`], where a group

@@ -34,9 +34,11 @@ pub(crate) fn register<M: Collector + Clone + 'static>(
 impl Metrics {
     /// Registers everything.
     ///
+    /// `run`: the folder where monitors write what their probes counted.
+    ///
     /// # Errors
     /// Two metrics of one name, or a name that is none.
-    pub(crate) fn new() -> prometheus::Result<Metrics> {
+    pub(crate) fn new(run: &std::path::Path) -> prometheus::Result<Metrics> {
         let registry = Registry::new();
         Ok(Metrics {
             devices: devices::Metrics::new(&registry)?,
@@ -47,7 +49,7 @@ impl Metrics {
             api: server::Metrics::new(&registry)?,
             audit: audit::Metrics::new(&registry)?,
             store: store::Metrics::new(&registry)?,
-            wakeups: wakeups::Wakeups::new(&registry)?,
+            wakeups: wakeups::Wakeups::new(&registry, run)?,
             watchdog: watchdog::Metrics::new(&registry)?,
             registry,
         })

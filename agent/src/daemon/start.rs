@@ -55,7 +55,7 @@ impl Agent {
         let sink =
             Sink::named(&settings.audit_to).with_context(|| format!("--audit-to {}", settings.audit_to))?;
         let mut audit = Audit::open(&folders.audit("agent"), settings.audit_bytes, sink)?;
-        let metrics = Metrics::new()?;
+        let metrics = Metrics::new(&settings.folders.run)?;
         audit.agent(
             &format!("starts as process {}", std::process::id()),
             &metrics.audit,
@@ -322,6 +322,7 @@ pub(super) fn node(set: &Set, topology: &Topology, support: &Support) -> Result<
     Ok(Node {
         pool,
         rt_groups: matches!(support, Support::PerGroup(_)),
+        schedstat: super::wakeups::kept(Path::new("/proc")),
     })
 }
 

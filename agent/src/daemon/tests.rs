@@ -94,7 +94,7 @@ fn agent(folder: &Path) -> (Agent, UnboundedReceiver<Input>) {
         sandbox: None,
         launcher_pid: None,
         refused: None,
-        metrics: Metrics::new().unwrap(),
+        metrics: Metrics::new(Path::new("/nonexistent")).unwrap(),
         metrics_at: None,
         waiters: Vec::new(),
         early: None,

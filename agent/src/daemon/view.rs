@@ -60,6 +60,13 @@ impl Agent {
                 _ => Vec::new(),
             },
             lacks: instance.lacks(),
+            wakeups: super::wakeups::source(
+                &self.settings.folders.run,
+                self.state.node.schedstat,
+                &instance.id,
+                instance.workload.spec.wakeups,
+                matches!(instance.phase, Phase::Running | Phase::Frozen),
+            ),
             exit: instance.exit.or(past.and_then(|p| p.exit)),
             reason: match &instance.phase {
                 Phase::Waiting { why } | Phase::Partial { why } => Some(why.clone()),

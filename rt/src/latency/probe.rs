@@ -266,7 +266,7 @@ fn timer_slack() -> u64 {
 }
 
 /// CLOCK_MONOTONIC in nanoseconds.
-fn now() -> u64 {
+pub(super) fn now() -> u64 {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
@@ -277,7 +277,7 @@ fn now() -> u64 {
 }
 
 /// Sleeps until a time of CLOCK_MONOTONIC.
-fn sleep_until(ns: u64) -> io::Result<()> {
+pub(super) fn sleep_until(ns: u64) -> io::Result<()> {
     let time = libc::timespec {
         tv_sec: libc::time_t::try_from(ns / 1_000_000_000).unwrap_or(libc::time_t::MAX),
         tv_nsec: libc::c_long::try_from(ns % 1_000_000_000).unwrap_or(0),

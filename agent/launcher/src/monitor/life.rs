@@ -194,6 +194,7 @@ impl Monitor<'_> {
                 });
                 // The agent has been told: nobody waits for this.
                 self.watch_partitions();
+                self.start_probe();
                 let proof = self.proof.as_ref().map(record::proof);
                 let detail = json!({"request": record::asked(&self.request), "proof": proof});
                 let text = format!("proven and running as process {}", self.pid.unwrap_or(0));
@@ -281,12 +282,15 @@ impl Monitor<'_> {
 
     pub(super) fn freeze(&mut self) -> Result<(), Refusal> {
         self.living("freeze", &[Phase::Running, Phase::Frozen])?;
+        self.turn_probe(true);
         let Some(container) = &mut self.container else {
             return Ok(());
         };
-        container
-            .freeze()
-            .map_err(|e| refusal("freeze", chain(&e), e.hint()))?;
+        if let Err(e) = container.freeze() {
+            let refusal = refusal("freeze", chain(&e), e.hint());
+            self.turn_probe(false);
+            return Err(refusal);
+        }
         self.phase = Phase::Frozen;
         Ok(())
     }
@@ -299,6 +303,7 @@ impl Monitor<'_> {
         container
             .thaw()
             .map_err(|e| refusal("thaw", chain(&e), e.hint()))?;
+        self.turn_probe(false);
         self.phase = Phase::Running;
         Ok(())
     }
@@ -408,6 +413,12 @@ impl Monitor<'_> {
         } else if let Some(at) = self.execs.iter().position(|e| e.pid == pid.as_raw()) {
             let exec = self.execs.swap_remove(at);
             self.say(exec.by, &crate::wire::Reply::ExecExited(exit), Vec::new());
+        } else {
+            let how = match (exit.code, exit.signal) {
+                (Some(code), _) => format!("code {code}"),
+                (None, signal) => format!("signal {}", signal.unwrap_or(0)),
+            };
+            self.probe_ended(pid, &how);
         }
     }
 
@@ -436,6 +447,7 @@ impl Monitor<'_> {
 
     /// Frees everything the container had. Goes on after an error; all are told to the log.
     fn free(&mut self) {
+        self.end_probe();
         self.give_interfaces_back();
         // It pins the network namespace.
         self.links = None;

@@ -22,6 +22,7 @@ mod links;
 pub(crate) mod output;
 pub(crate) mod quiet;
 mod uevents;
+pub(crate) mod wakeups;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -139,6 +140,7 @@ pub(crate) struct Monitor<'a> {
     heard: uevents::Heard,
     partitions: Option<guard::Partitions>,
     cores: guard::Cores,
+    probe: Option<wakeups::Probe>,
     execs: Vec<Exec>,
     phase: Phase,
     created_at: u64,
@@ -223,6 +225,7 @@ impl<'a> Monitor<'a> {
                 heard: uevents::Heard::default(),
                 partitions: None,
                 cores: guard::Cores::default(),
+                probe: None,
                 execs: Vec::new(),
                 phase: Phase::Creating,
                 created_at: paths::now(),
@@ -299,6 +302,7 @@ impl<'a> Monitor<'a> {
             if self.prove_at.is_some_and(|at| at <= now) {
                 self.prove_at = Some(now + self.proof_interval);
                 self.watch();
+                self.write_wakeups();
             }
         }
     }

@@ -34,6 +34,7 @@ pub(super) fn node(cpus: u32) -> Node {
             numa: None,
         },
         rt_groups: true,
+        schedstat: true,
     }
 }
 
