@@ -30,6 +30,8 @@ pub enum Irqs {
     Leave,
     /// Off its cores.
     Away,
+    /// Off its cores but the first, which takes them: two cores or more.
+    First,
     /// Off its cores, and those of its own devices onto them.
     Device,
 }
@@ -84,8 +86,8 @@ impl Realtime {
             || self.share.is_some()
     }
 
-    /// What is wrong with those wishes; `shared`: of a workload on shared cores.
-    pub(crate) fn check_wishes(&self, shared: bool, problems: &mut Vec<Problem>) {
+    /// What is wrong with those wishes of a workload with so many cores; `None`: on shared cores.
+    pub(crate) fn check_wishes(&self, cores: Option<u32>, problems: &mut Vec<Problem>) {
         let at = |field: &str, found: String| Problem::new(format!("spec.realtime.{field}"), found);
         for (field, there) in [
             ("class", self.class.is_some()),
@@ -95,7 +97,7 @@ impl Realtime {
             ("frequency", self.frequency.is_some()),
             ("share", self.share.is_some()),
         ] {
-            if there && shared {
+            if there && cores.is_none() {
                 problems.push(
                     at(field, "for shared cores".into())
                         .expected("whole cores")
@@ -103,6 +105,16 @@ impl Realtime {
                         .rests_on(&["spec.cpus"]),
                 );
             }
+        }
+        if self.irqs == Some(Irqs::First) && cores == Some(1) {
+            problems.push(
+                at("irqs", "`first` with one core".into())
+                    .expected("two cores or more")
+                    .hint(
+                        "interrupts go to the first core in the place of the others: `away` is for one core",
+                    )
+                    .rests_on(&["spec.cpus"]),
+            );
         }
         if self.latency_target.is_some_and(|target| target.as_nanos() == 0) {
             problems.push(at("latencyTarget", "found 0s".into()).expected("1ns or more"));
@@ -203,6 +215,13 @@ fn said(key: &str, value: &str) -> Result<Option<Realtime>, (&'static str, Optio
         )))
     };
     let some = |realtime: Realtime| Ok(Some(realtime));
+    // CRI-O's older word for it, in these three.
+    let value = match (key, value) {
+        ("cpu-quota.crio.io" | "cpu-load-balancing.crio.io" | "irq-load-balancing.crio.io", "true") => {
+            "disable"
+        }
+        _ => value,
+    };
     match (key, value) {
         // berth gives no quota, and `isolation` is the spec's own field.
         ("cpu-quota.crio.io" | "cpu-load-balancing.crio.io", "disable") => Ok(None),
@@ -211,13 +230,19 @@ fn said(key: &str, value: &str) -> Result<Option<Realtime>, (&'static str, Optio
             "disable",
             Some("without it cores are balanced where the node cannot isolate"),
         )),
-        ("irq-load-balancing.crio.io", "disable") => some(Realtime {
-            irqs: Some(Irqs::Away),
+        ("irq-load-balancing.crio.io", "disable" | "housekeeping") => some(Realtime {
+            irqs: Some(match value {
+                "disable" => Irqs::Away,
+                _ => Irqs::First,
+            }),
             ..Realtime::default()
         }),
-        ("irq-load-balancing.crio.io", _) => Err((
-            "disable",
-            Some("`housekeeping` (interrupts on the first of its cores) is not known here"),
+        ("irq-load-balancing.crio.io", _) => Err(("disable or housekeeping", None)),
+        ("cpu-shared.crio.io", _) => Err((
+            "no such annotation",
+            Some(
+                "whole cores and shared ones are not mixed in one workload: declare the work without real time as another, with `cpus: shared`",
+            ),
         )),
         ("cpu-c-states.crio.io", value) => {
             let states = match value {
@@ -378,6 +403,13 @@ mod tests {
         assert_eq!(faults, Vec::<String>::new());
         assert_eq!(set.workloads["a"].spec, same.workloads["a"].spec);
         assert!(set.workloads["a"].metadata.annotations.is_empty());
+        let (set, faults) = read(
+            ", annotations: {cpu-quota.crio.io: \"true\", cpu-load-balancing.crio.io: \"true\", irq-load-balancing.crio.io: housekeeping}",
+            "  cpus: 2",
+        );
+        let (same, _) = read("", "  cpus: 2\n  isolation: required\n  realtime: {irqs: first}");
+        assert_eq!(faults, Vec::<String>::new());
+        assert_eq!(set.workloads["a"].spec, same.workloads["a"].spec);
     }
 
     #[test]
@@ -443,9 +475,19 @@ mod tests {
                 "metadata.annotations.cpu-quota.crio.io",
             ),
             (
-                ", annotations: {irq-load-balancing.crio.io: housekeeping}",
+                ", annotations: {irq-load-balancing.crio.io: enable}",
                 "  cpus: 1",
                 "metadata.annotations.irq-load-balancing.crio.io",
+            ),
+            (
+                ", annotations: {irq-load-balancing.crio.io: housekeeping}",
+                "  cpus: 1",
+                "spec.realtime.irqs",
+            ),
+            (
+                ", annotations: {cpu-shared.crio.io: enable}",
+                "  cpus: 1",
+                "metadata.annotations.cpu-shared.crio.io",
             ),
             (
                 ", annotations: {cpu-c-states.crio.io: \"max_latency:x\"}",

@@ -141,7 +141,11 @@ impl WorkloadSpec {
                     .hint("to the kernel 0 means its own default; 1ns is the least slack there is"),
             );
         }
-        realtime.check_wishes(self.cpus == CpuRequest::Shared, problems);
+        let cores = match self.cpus {
+            CpuRequest::Shared => None,
+            CpuRequest::Whole(cores) => Some(cores.get()),
+        };
+        realtime.check_wishes(cores, problems);
         let Some(budget) = realtime.budget else { return };
         let mut whole = true;
         for (field, time) in [("runtime", budget.runtime), ("period", budget.period)] {

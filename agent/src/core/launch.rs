@@ -381,6 +381,7 @@ fn quiet(spec: &WorkloadSpec) -> Option<wire::QuietRequest> {
         irqs: match (realtime.irqs, realtime.class) {
             (Some(documents::Irqs::Leave), _) | (None, None) => Irqs::Leave,
             (Some(documents::Irqs::Away), _) | (None, Some(_)) => Irqs::Away,
+            (Some(documents::Irqs::First), _) => Irqs::First,
             (Some(documents::Irqs::Device), _) => Irqs::Device,
         },
         hugepages: pages.collect(),

@@ -58,10 +58,10 @@ pub(super) fn split(machine: &Machine, wish: &Wish, others: &BTreeMap<String, Cl
                 "take a kernel with CONFIG_SMP",
             ));
             kept.irqs = Irqs::Leave;
-        } else if let Some(pid) = irq::balancer(machine, &wish.cpus) {
+        } else if let Some(pid) = irq::balancer(machine, &wish.spared(machine)) {
             let why = format!(
                 "irqbalance (process {pid}) moves interrupts back onto CPUs {}",
-                wish.cpus
+                wish.spared(machine)
             );
             let hint = "stop irqbalance, or name these CPUs in its IRQBALANCE_BANNED_CPULIST";
             lacks.push(lack("irqbalance", &format!("/proc/{pid}/environ"), why, hint));

@@ -43,6 +43,8 @@ pub enum Irqs {
     Leave,
     /// Off the cores.
     Away,
+    /// Off the cores but the first, with all its threads: that one takes them for the others.
+    First,
     /// Off the cores, and those of the workload's own devices onto them.
     Device,
 }
@@ -109,6 +111,25 @@ pub struct Wish {
     pub scheduler: Option<Scheduler>,
     /// v1 with RT_GROUP_SCHED: its budget, microseconds of each period.
     pub budget: Option<(u64, u64)>,
+}
+
+impl Wish {
+    /// The CPUs that interrupts are kept off; none with [`Irqs::Leave`].
+    #[must_use]
+    pub fn spared(&self, machine: &Machine) -> CpuSet {
+        match self.irqs {
+            Irqs::Leave => CpuSet::new(),
+            Irqs::Away | Irqs::Device => self.cpus.clone(),
+            Irqs::First => {
+                let first: CpuSet = self.cpus.first().into_iter().collect();
+                let siblings = self.cpus.first().and_then(|cpu| {
+                    let path = format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list");
+                    machine.read(&path)?.parse::<CpuSet>().ok()
+                });
+                self.cpus.difference(&siblings.unwrap_or_default().union(&first))
+            }
+        }
+    }
 }
 
 /// One thing read back.

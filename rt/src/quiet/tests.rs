@@ -158,6 +158,42 @@ fn a_wish_is_made_so_and_put_back() {
 }
 
 #[test]
+fn the_first_core_takes_the_interrupts_of_the_others() {
+    let tree = Tree::board();
+    let before = tree.all();
+    for (cpu, siblings) in [(4, "4-5"), (5, "4-5"), (6, "6-7"), (7, "6-7")] {
+        tree.put(
+            &format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"),
+            siblings,
+        );
+    }
+    let with_siblings = tree.all();
+    let keeper = tree.keeper();
+    let first = Wish {
+        irqs: Irqs::First,
+        cpus: "4-7".parse().unwrap(),
+        ..Wish::default()
+    };
+    keeper.hold("a", &first).unwrap();
+    // Both threads of the first core still take what they took.
+    assert_eq!(tree.may(24), "0-5");
+    assert_eq!(
+        CpuSet::from_mask(&tree.get("/proc/irq/default_smp_affinity"))
+            .unwrap()
+            .to_string(),
+        "0-5"
+    );
+    let away = keeper.read("a").unwrap();
+    assert!(
+        holds(&away) && away.iter().any(|r| r.promised.contains("6-7")),
+        "{away:?}"
+    );
+    keeper.release("a").unwrap();
+    assert_eq!(tree.all(), with_siblings);
+    assert!(before.len() < with_siblings.len());
+}
+
+#[test]
 fn two_holders_do_not_undo_each_other() {
     let tree = Tree::board();
     let before = tree.all();

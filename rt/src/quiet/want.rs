@@ -128,7 +128,7 @@ fn interrupts(
     }
     let away = holders
         .iter()
-        .fold(CpuSet::new(), |sum, (_, wish)| sum.union(&wish.cpus));
+        .fold(CpuSet::new(), |sum, (_, wish)| sum.union(&wish.spared(machine)));
     let online: CpuSet = machine
         .read(&format!("{CPU}/online"))
         .and_then(|list| list.parse().ok())
@@ -137,7 +137,7 @@ fn interrupts(
     let mut rest = |path: String, was: CpuSet, form: fn(&CpuSet) -> String| {
         let touched: Vec<String> = holders
             .iter()
-            .filter(|(_, wish)| !wish.cpus.is_disjoint(&was))
+            .filter(|(_, wish)| !wish.spared(machine).is_disjoint(&was))
             .map(|(id, _)| (*id).clone())
             .collect();
         let Some((owner, others)) = touched.split_first() else {
@@ -251,10 +251,11 @@ pub(super) fn readings(
 
 /// That none but `mine` goes to the cores.
 fn others(machine: &Machine, wish: &Wish, mine: &[u32], base: &Base) -> Reading {
+    let spared = wish.spared(machine);
     let (mut there, mut kept, mut later) = (Vec::new(), Vec::new(), Vec::new());
     for number in machine.numbers("/proc/irq", "") {
         let goes = irq::goes(machine, number).unwrap_or_default();
-        if mine.contains(&number) || goes.is_disjoint(&wish.cpus) {
+        if mine.contains(&number) || goes.is_disjoint(&spared) {
             continue;
         }
         let path = irq::path(number);
@@ -265,7 +266,7 @@ fn others(machine: &Machine, wish: &Wish, mine: &[u32], base: &Base) -> Reading 
         let name = irq::named(machine, number);
         match base.kept.get(&path) {
             Some(answer) => kept.push(format!("{name} ({answer})")),
-            None if may.is_disjoint(&wish.cpus) => later.push(name),
+            None if may.is_disjoint(&spared) => later.push(name),
             None => there.push(name),
         }
     }
@@ -279,12 +280,12 @@ fn others(machine: &Machine, wish: &Wish, mine: &[u32], base: &Base) -> Reading 
     if !later.is_empty() {
         words.push(format!("moved when raised next: {}", later.join(", ")));
     }
-    if let Some(pid) = irq::balancer(machine, &wish.cpus) {
+    if let Some(pid) = irq::balancer(machine, &spared) {
         words.push(format!("irqbalance (process {pid}) moves them back"));
     }
     Reading {
         name: "interrupts".into(),
-        promised: format!("none of others on CPUs {}", wish.cpus),
+        promised: format!("none of others on CPUs {}", spared),
         actual: words.join("; "),
         source: "/proc/irq/N/effective_affinity_list".into(),
         holds: there.is_empty(),
