@@ -37,6 +37,8 @@ pub(crate) struct Ends<'a> {
     pub(crate) join: &'a [(u64, OwnedFd, std::path::PathBuf)],
     /// A network namespace made beforehand, its loopback interface up, that is this container's alone.
     pub(crate) network: Option<BorrowedFd<'a>>,
+    /// The mount namespace to be joined.
+    pub(crate) mounts: Option<&'a OwnedFd>,
     /// The network namespace is made here, not by the clone.
     pub(crate) own_network: bool,
     /// Start FIFO and failure FIFO, both read-write, for a container that outlives its creator.
@@ -116,7 +118,7 @@ fn set_up(recipe: &Recipe, ends: &Ends<'_>) -> Result<Infallible, Failure> {
     }
     name_things(recipe, &proc, ends.network.is_none(), &mut inside)?;
     timing.mark("session and names");
-    let mut rootfs = Rootfs::begin(recipe, prepared, ends.idmaps)?;
+    let mut rootfs = Rootfs::begin(recipe, prepared, ends.idmaps, ends.mounts)?;
     timing.mark("root");
     rootfs.mounts()?;
     timing.mark("mounts");

@@ -27,6 +27,7 @@ use oci_spec::runtime::LinuxSeccomp;
 use crate::child;
 use crate::container::{Channel, Container, Words};
 use crate::hooks;
+use crate::joined::{self, Lent};
 use crate::net;
 use crate::plan::Plan;
 use crate::prepare::{self, Unprepared};
@@ -60,6 +61,8 @@ struct Made {
     held: claim::Held,
     cgroup: Option<Cgroup>,
     child: Option<(Pid, OwnedFd)>,
+    /// A mount namespace is lent.
+    lent: bool,
     /// Interfaces that are inside, and the namespace they are in.
     moved: Option<(OwnedFd, Vec<InterfacePromise>)>,
 }
@@ -81,6 +84,9 @@ impl Made {
                 Err(errno) => left.push(format!("process {pid}: {}", errno.desc())),
             }
             let _ = waitid(Id::PIDFd(pidfd.as_fd()), WaitPidFlag::WEXITED); // ECHILD: it has been waited for
+        }
+        if self.lent {
+            left.extend(joined::give_back(&self.state_dir, None).err());
         }
         if let Some(cgroup) = &self.cgroup {
             if let Err(e) = cgroup.kill() {
@@ -114,6 +120,7 @@ impl Plan {
             held,
             cgroup: None,
             child: None,
+            lent: false,
             moved: None,
         };
         match self.make(stdio, &mut made, &mut timing) {
@@ -145,6 +152,17 @@ impl Plan {
             self.recipe.cgroups = cgroup.paths();
             self.recipe.cgroup_v2 = self.hierarchy.mode() == berth_rt::cgroup::Mode::V2;
         }
+        let mounts = match &self.mount_namespace {
+            Some(path) => {
+                let named = |errno: Errno| CreateCause::file("join mount namespace", path)(errno.into());
+                let fd = joined::open(path).map_err(named)?;
+                let lent = Lent::begin(path, &fd, &dir).map_err(named)?;
+                made.lent = true;
+                Some((fd, lent))
+            }
+            None => None,
+        };
+        let (mounts, lent) = mounts.unzip();
         let (ours, theirs) = socketpair(
             AddressFamily::Unix,
             SockType::SeqPacket,
@@ -154,8 +172,14 @@ impl Plan {
         .map_err(CreateCause::call("socketpair"))?;
         let idmaps =
             prepare::idmaps(&self.recipe).map_err(|(what, errno)| CreateCause::Call { what, errno })?;
-        let (pid, pidfd) =
-            self.clone_child(stdio, (&ours, theirs, &made.held), fifos, into.as_ref(), &idmaps)?;
+        let (pid, pidfd) = self.clone_child(
+            stdio,
+            (&ours, theirs, &made.held),
+            fifos,
+            into.as_ref(),
+            &idmaps,
+            mounts.as_ref(),
+        )?;
         let socket = ours;
         let child = Child {
             pid,
@@ -199,7 +223,8 @@ impl Plan {
                 _ => path.join("tasks"),
             });
         }
-        child.place(enter, own_users)?;
+        // Their paths mean nothing in another mount namespace.
+        child.place(enter, own_users || mounts.is_some())?;
         let interfaces = std::mem::take(&mut self.interfaces);
         if !interfaces.is_empty() {
             let namespace = match &self.network {
@@ -282,6 +307,10 @@ impl Plan {
             }
             other => return Err(child.unexpected(other)),
         };
+        if let (Some(fd), Some(lent)) = (&mounts, lent) {
+            lent.made(fd, &dir)
+                .map_err(CreateCause::call("look at the joined mount namespace"))?;
+        }
         timing.mark("ready");
         state::put_file(&dir, state::RECORD).map_err(CreateCause::file("write", &dir))?;
         timing.mark("store");
@@ -353,6 +382,7 @@ impl Plan {
         fifos: Option<(OwnedFd, OwnedFd)>,
         into: Option<&OwnedFd>,
         idmaps: &[Option<OwnedFd>],
+        mounts: Option<&OwnedFd>,
     ) -> Result<(Pid, OwnedFd), CreateCause> {
         let open = |path: &Path| {
             nix::fcntl::open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
@@ -441,6 +471,7 @@ impl Plan {
                 stdio: numbers,
                 join: &join,
                 network: self.network.as_ref().map(AsFd::as_fd),
+                mounts,
                 own_network,
                 fifos: fifo_numbers,
                 idmaps,

@@ -192,6 +192,7 @@ impl Container {
                 let promise = &self.record.promise;
                 let join = Join {
                     pidfd,
+                    mounts: promise.namespaces.get(&proof::NamespaceKind::Mnt),
                     users: promise.namespaces.get(&proof::NamespaceKind::User),
                     time: promise.namespaces.get(&proof::NamespaceKind::Time),
                     id: &self.record.id,

@@ -22,6 +22,7 @@ mod dump;
 mod exec;
 pub mod fields;
 pub mod hooks;
+mod joined;
 pub mod landlock;
 mod net;
 mod network;

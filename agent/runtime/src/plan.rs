@@ -411,6 +411,8 @@ pub struct Plan {
     pub(crate) uid_map: String,
     pub(crate) gid_map: String,
     pub(crate) pid_namespace: Option<PathBuf>,
+    /// The mount namespace that is joined.
+    pub(crate) mount_namespace: Option<PathBuf>,
     /// The user namespace that is joined.
     pub(crate) users: Option<OwnedFd>,
     pub(crate) detached: bool,
@@ -517,6 +519,11 @@ impl Plan {
         let mut promise = promise::write(spec, process, &recipe, &resources, extensions)?;
         promise.scheduler = scheduler.as_ref().map(|(s, _)| *s);
         let pid_namespace = checks::joined(linux, oci_spec::runtime::LinuxNamespaceType::Pid);
+        let mount_namespace = checks::joined(linux, oci_spec::runtime::LinuxNamespaceType::Mount);
+        if mount_namespace.is_some() {
+            checks::mount_namespace(&recipe)?;
+            recipe.over = true;
+        }
         Ok(Self {
             id: id.to_owned(),
             state_dir: context.state_root.join(id),
@@ -536,6 +543,7 @@ impl Plan {
             uid_map,
             gid_map,
             pid_namespace,
+            mount_namespace,
             users: users.map(|(fd, ..)| fd),
             detached: context.detached,
             network: None,

@@ -190,6 +190,7 @@ impl<'a> Rootfs<'a> {
         recipe: &'a Recipe,
         prepared: Option<Prepared>,
         idmaps: &[Option<OwnedFd>],
+        joined: Option<&OwnedFd>,
     ) -> Result<Self, Failure> {
         let prepared_outside = prepared.is_some();
         let (root, trees, nodes) = match prepared {
@@ -223,7 +224,7 @@ impl<'a> Rootfs<'a> {
                         None => None,
                     });
                 }
-                (Self::attach_root(recipe)?, trees, Vec::new())
+                (Self::attach_root(recipe, joined)?, trees, Vec::new())
             }
         };
         for name in ["dev", "proc", "sys"] {
@@ -249,13 +250,16 @@ impl<'a> Rootfs<'a> {
         })
     }
 
-    fn attach_root(recipe: &Recipe) -> Result<OwnedFd, Failure> {
+    fn attach_root(recipe: &Recipe, joined: Option<&OwnedFd>) -> Result<OwnedFd, Failure> {
         match &recipe.root {
             Root::Dir(path) => {
                 let tree = sys::clone_tree(AT_FDCWD, path, true).step("open root file system", path)?;
                 sys::set_attributes(tree.as_fd(), true, 0, 0, libc::MS_SLAVE)
                     .step("mount propagation", path)?;
-                cut_off()?;
+                match joined {
+                    Some(namespace) => crate::joined::enter(namespace)?,
+                    None => cut_off()?,
+                }
                 let path = if recipe.over { Path::new("/") } else { path };
                 let target = open_dir(path).step("open root file system", path)?;
                 sys::attach(tree.as_fd(), target.as_fd()).step("mount root file system", path)?;
@@ -464,7 +468,7 @@ impl<'a> Rootfs<'a> {
                 .step("flags of the root", "/")?;
         }
         if self.recipe.over {
-            if self.recipe.users.is_none() {
+            if self.recipe.users.is_none() && self.recipe.new & libc::CLONE_NEWNS as u64 != 0 {
                 crate::over::let_go().step("umount", "/")?;
             }
             sys::enter_root(self.root.as_fd()).step("chroot", "/")?;

@@ -361,3 +361,85 @@ fn a_user_namespace_of_others_is_not_joined() {
     assert!(refusal("/proc/self/ns/user".into()).contains("the runtime's own"));
     assert!(refusal("/proc/self/ns/uts".into()).contains("no user namespace"));
 }
+
+#[test]
+fn a_mount_namespace_is_joined_by_its_path_and_given_back() {
+    let mounts = Namespace::new(
+        std::process::Command::new("unshare").args(["-m", "sleep", "1000"]),
+        "mnt",
+    );
+    let look = |file: &str| {
+        let out = std::process::Command::new("nsenter")
+            .arg(format!("-m{}", mounts.path("mnt")))
+            .args(["/bin/sh", "-c", file])
+            .output();
+        text_of(&out.unwrap())
+    };
+    let mut b = Bundle::new("cat /etc/marker /tmp/x/marker; exec sleep 1000");
+    fs::write(b.rootfs().join("etc/marker"), "the container's\n").unwrap();
+    b.set("/linux/seccomp", json!(null));
+    b.config["linux"]["namespaces"][1]["path"] = json!(mounts.path("mnt"));
+    b.set(
+        "/mounts/-",
+        json!({"destination": "/tmp/x", "source": b.rootfs().join("etc"), "options": ["bind", "ro"]}),
+    );
+    let before = look("grep -c . /proc/self/mountinfo");
+    let roots = fs::read_link(format!("/proc/{}/root", mounts.0.id())).unwrap();
+    let pid = up(&b, &[]);
+    let ns = |path: &str| fs::read_link(path).unwrap();
+    assert_eq!(ns(&format!("/proc/{pid}/ns/mnt")), ns(&mounts.path("mnt")));
+    assert_eq!(
+        fs::read_to_string(b.dir.join("out")).unwrap(),
+        "the container's\nthe container's\n"
+    );
+    assert_eq!(
+        text(&b.oci(&["exec", &b.id, "cat", "/etc/marker"])),
+        "the container's\n"
+    );
+    // Who is in it keeps his root, and his mounts.
+    assert_eq!(
+        fs::read_link(format!("/proc/{}/root", mounts.0.id())).unwrap(),
+        roots
+    );
+    assert!(std::path::Path::new(&format!("/proc/{}/root/usr/bin/unshare", mounts.0.id())).exists());
+    // A second root over the first: the first cannot go before it.
+    let mut second = Bundle::new("exec sleep 1000");
+    second.config["linux"]["namespaces"][1]["path"] = json!(mounts.path("mnt"));
+    up(&second, &[]);
+    assert_eq!(
+        text(&b.oci(&["exec", &b.id, "cat", "/etc/marker"])),
+        "the container's\n"
+    );
+    let out = b.oci(&["delete", "--force", &b.id]);
+    let message = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(message.contains("another root lies over"), "{message}");
+    down(&second);
+    down(&b);
+    assert_eq!(
+        look("grep -c . /proc/self/mountinfo"),
+        before,
+        "the namespace is as it was"
+    );
+    // A creation that fails leaves it so too.
+    b.config["process"]["args"] = json!(["/no/such/program"]);
+    b.refusal();
+    assert_eq!(look("grep -c . /proc/self/mountinfo"), before);
+    for set in ["bounding", "effective", "permitted"] {
+        b.set(&format!("/process/capabilities/{set}"), json!(["CAP_SYS_ADMIN"]));
+    }
+    assert!(b.refusal().contains("could unmount its root"));
+}
+
+#[test]
+fn a_mount_namespace_whose_root_is_shared_is_refused() {
+    let mounts = Namespace::new(
+        std::process::Command::new("unshare").args(["-m", "--propagation", "shared", "sleep", "1000"]),
+        "mnt",
+    );
+    let mut b = Bundle::new("true");
+    b.config["linux"]["namespaces"][1]["path"] = json!(mounts.path("mnt"));
+    let message = b.refusal();
+    assert!(message.contains("its root is shared"), "{message}");
+    b.config["linux"]["namespaces"][1]["path"] = json!("/proc/self/ns/uts");
+    assert!(b.refusal().contains("join mount namespace"));
+}

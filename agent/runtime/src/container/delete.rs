@@ -16,6 +16,7 @@ use nix::sys::wait::{Id, WaitPidFlag, waitid};
 
 use super::{Channel, Container, DeleteError, OpenError, ended};
 use crate::hooks;
+use crate::proof::{NamespaceKind, NamespacePromise};
 use crate::state::claim::{self, PATIENCE, Taken};
 use crate::state::{self, Record};
 use crate::sys::process as sys;
@@ -56,10 +57,22 @@ impl Container {
         {
             free_cgroup(&cgroup, &mut errors);
         }
+        if let Err(message) = crate::joined::give_back(&dir, None) {
+            errors.push(DeleteError {
+                what: "mounts",
+                message,
+            });
+        }
         if errors.is_empty() {
             remove_dir(&dir, &mut errors);
         }
         if errors.is_empty() { Ok(()) } else { Err(errors) }
+    }
+
+    /// Does its root lie over that of a mount namespace that was joined?
+    fn lends_mounts(&self) -> bool {
+        let promise = self.record.promise.namespaces.get(&NamespaceKind::Mnt);
+        matches!(promise, Some(NamespacePromise::Joined { .. }))
     }
 
     /// Kill every process, free the cgroup and the state folder, run the poststop hooks.
@@ -90,6 +103,16 @@ impl Container {
             Err(e) => return Err(vec![of_state(&self.dir, &e)]),
         };
         self.channel = Channel::None;
+        let mounts = self.lends_mounts().then(|| {
+            // As long as it is there its own file is the surer name.
+            crate::joined::open(
+                &Path::new("/proc")
+                    .join(self.record.pid.to_string())
+                    .join("ns/mnt"),
+            )
+            .ok()
+            .filter(|_| self.alive())
+        });
         if let Some(pidfd) = &self.pidfd {
             match sys::pidfd_signal(pidfd.as_fd(), libc::SIGKILL) {
                 Ok(()) => {
@@ -124,6 +147,14 @@ impl Container {
             );
         }
         self.timing.mark("kill");
+        if let Some(first) = mounts
+            && let Err(message) = crate::joined::give_back(&self.dir, first)
+        {
+            errors.push(DeleteError {
+                what: "mounts",
+                message,
+            });
+        }
         if let Some(cgroup) = self.cgroup.take() {
             free_cgroup(&cgroup, &mut errors);
             if !errors.is_empty() {

@@ -26,6 +26,7 @@ use crate::sys::process as sys;
 /// Where to.
 pub(super) struct Join<'a> {
     pub(super) pidfd: &'a OwnedFd,
+    pub(super) mounts: Option<&'a NamespacePromise>,
     pub(super) users: Option<&'a NamespacePromise>,
     pub(super) time: Option<&'a NamespacePromise>,
     pub(super) id: &'a str,
@@ -113,7 +114,19 @@ fn enter(
     if own(join.time) {
         kinds |= CloneFlags::from_bits_retain(libc::CLONE_NEWTIME);
     }
+    // In a mount namespace that others have too its root need not be the container's.
+    let root = match join.mounts {
+        Some(NamespacePromise::Joined { .. }) => {
+            let path = format!("{}/root", join.first);
+            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+            Some(nix::fcntl::openat(&proc, path.as_str(), flags, Mode::empty()).step("open root", &path)?)
+        }
+        _ => None,
+    };
     setns(join.pidfd, kinds).step("join namespaces", "")?;
+    if let Some(root) = root {
+        crate::sys::mount::enter_root(root.as_fd()).step("chroot", "/")?;
+    }
     let mut keep = vec![socket.as_raw_fd()];
     for fd in sys::preserved(join.preserved) {
         sys::close_on_exec(fd, false).step("preserve descriptor", fd.to_string())?;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use oci_spec::runtime::{Linux, LinuxNamespaceType, LinuxSeccomp, LinuxSeccompAction, Spec};
 
 use super::PlanError;
+use crate::recipe::{Recipe, Root};
 
 /// A container id is a folder name, and no hidden one: nobody could open it afterwards.
 pub(crate) fn id(id: &str) -> Result<(), PlanError> {
@@ -121,7 +122,6 @@ fn namespaces(linux: &Linux) -> Result<(), PlanError> {
             ));
         }
         let why = match (kind, path) {
-            (LinuxNamespaceType::Mount, Some(_)) => "a mount namespace cannot be joined by path",
             (_, Some(path)) if !path.is_absolute() => "the path of a namespace must be absolute",
             _ => continue,
         };
@@ -131,6 +131,28 @@ fn namespaces(linux: &Linux) -> Result<(), PlanError> {
         ));
     }
     Ok(())
+}
+
+/// What cannot be done in a mount namespace that is there already.
+pub(super) fn mount_namespace(recipe: &Recipe) -> Result<(), PlanError> {
+    let bounding = recipe.process.capabilities.bounding;
+    let why = match &recipe.root {
+        _ if recipe.users.is_some() => "a user namespace has no rights in it",
+        Root::Overlay { .. } => "layers are found by their paths, which mean something else there",
+        _ if recipe.mounts.iter().any(|m| m.fs == "cgroup") => {
+            "a mount of type cgroup needs the node's paths"
+        }
+        _ => match crate::over::refused(bounding, false) {
+            Some(why) => why,
+            None => return Ok(()),
+        },
+    };
+    let why = format!("type mount, joined by its path: {why}");
+    Err(PlanError::refused_hint(
+        "linux.namespaces",
+        why,
+        "give the container a mount namespace of its own",
+    ))
 }
 
 /// Does the container have such a namespace, new or joined?

@@ -181,7 +181,11 @@ fn namespaces(linux: Option<&Linux>) -> (u64, Vec<(u64, PathBuf)>) {
     for ns in linux.and_then(|l| l.namespaces().as_ref()).into_iter().flatten() {
         match ns.path() {
             None => new |= flag(ns.typ()),
-            Some(_) if matches!(ns.typ(), LinuxNamespaceType::Pid | LinuxNamespaceType::User) => {}
+            Some(_)
+                if matches!(
+                    ns.typ(),
+                    LinuxNamespaceType::Pid | LinuxNamespaceType::User | LinuxNamespaceType::Mount
+                ) => {}
             Some(path) => joined.push((flag(ns.typ()), path.clone())),
         }
     }
