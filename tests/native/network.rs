@@ -286,6 +286,12 @@ fn not_allowed() -> Result<()> {
         let text = a.ok(&["inspect", "web"])?;
         Ok(text.contains("network berthtest5 may not be asked for") && text.contains("networks"))
     })?;
+    fs::write(&policy, format!("{text}ports: [\"18090-18099/tcp\"]\n"))?;
+    agent.apply(&document(&network.0, 18_087).replace("{delay: 100ms}", "{policy: never}"))?;
+    agent.wait_for("its port is refused with the setting", |a| {
+        let text = a.ok(&["inspect", "web"])?;
+        Ok(text.contains("port 18087/tcp may not be asked for") && text.contains("`ports`"))
+    })?;
     ensure!(network.left(&agent.path("run")).is_empty(), "something was added");
     agent.finish()
 }

@@ -520,8 +520,8 @@ impl Plan {
         promise.scheduler = scheduler.as_ref().map(|(s, _)| *s);
         let pid_namespace = checks::joined(linux, oci_spec::runtime::LinuxNamespaceType::Pid);
         let mount_namespace = checks::joined(linux, oci_spec::runtime::LinuxNamespaceType::Mount);
-        if mount_namespace.is_some() {
-            checks::mount_namespace(&recipe)?;
+        if let Some(path) = &mount_namespace {
+            checks::mount_namespace(path, &recipe)?;
             recipe.over = true;
         }
         Ok(Self {

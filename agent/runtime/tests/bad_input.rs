@@ -181,7 +181,7 @@ fn namespaces_that_contradict_each_other_or_the_rest() {
         (with("network", "/etc/passwd"), "/etc/passwd"),
         (with("ipc", "/no/such/namespace"), "/no/such/namespace"),
         (with("ipc", "relative"), "linux.namespaces"),
-        (with("mount", "/proc/1/ns/mnt"), "mount namespace"),
+        (with("mount", "/proc/self/ns/mnt"), "the runtime's own"),
         (without("mount"), "mount"),
         (without("uts"), "hostname"),
         ([all(), vec![own("network")]].concat(), "is there twice"),

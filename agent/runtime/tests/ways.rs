@@ -16,6 +16,18 @@ fn text(out: &Output) -> String {
     String::from_utf8(out.stdout.clone()).unwrap()
 }
 
+/// What its program has said, once it is so many lines.
+fn said(b: &Bundle, lines: usize) -> String {
+    for _ in 0..1000 {
+        let text = fs::read_to_string(b.dir.join("out")).unwrap();
+        if text.lines().count() >= lines {
+            return text;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    panic!("{:?}", fs::read_to_string(b.dir.join("out")));
+}
+
 /// Created and started, its program asleep.
 fn up(b: &Bundle, options: &[&str]) -> String {
     let args = [&["create"], options, &[b.id.as_str()]].concat();
@@ -319,7 +331,7 @@ fn a_user_namespace_is_joined_by_its_path() {
         status.contains("Uid:\t100000\t100000\t100000\t100000\n"),
         "{status}"
     );
-    let out = fs::read_to_string(b.dir.join("out")).unwrap();
+    let out = said(&b, 4);
     let words: Vec<&str> = out.split_whitespace().collect();
     assert_eq!(words, ["0", "0", "100000", "5000", own.as_str(), "edge"]);
     // Its other namespaces belong to it: who is root there may set their names.
@@ -388,10 +400,7 @@ fn a_mount_namespace_is_joined_by_its_path_and_given_back() {
     let pid = up(&b, &[]);
     let ns = |path: &str| fs::read_link(path).unwrap();
     assert_eq!(ns(&format!("/proc/{pid}/ns/mnt")), ns(&mounts.path("mnt")));
-    assert_eq!(
-        fs::read_to_string(b.dir.join("out")).unwrap(),
-        "the container's\nthe container's\n"
-    );
+    assert_eq!(said(&b, 2), "the container's\nthe container's\n");
     assert_eq!(
         text(&b.oci(&["exec", &b.id, "cat", "/etc/marker"])),
         "the container's\n"

@@ -56,6 +56,14 @@ impl Policy {
             let what = format!("network {} may not be asked for", cni.network);
             return Err(no(what, "networks"));
         }
+        let ports = request.cni.iter().flat_map(|cni| &cni.ports);
+        for port in ports {
+            if !self.ports.iter().any(|word| word.covers(port)) {
+                let at = port.address.map_or(String::new(), |a| format!(" of {a}"));
+                let what = format!("port {}/{}{at} may not be asked for", port.host, port.protocol);
+                return Err(no(what, "ports"));
+            }
+        }
         self.devices(&request.devices)?;
         self.interfaces(&request.interfaces)?;
         request

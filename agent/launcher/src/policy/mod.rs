@@ -11,6 +11,7 @@
 mod device;
 mod file;
 mod judge;
+mod port;
 mod profile;
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,7 @@ mod tests;
 pub use device::DeviceWord;
 pub(crate) use device::Disks;
 pub use file::{Parse, PolicyError, PolicyFile, from_json};
+pub use port::PortWord;
 
 use std::path::PathBuf;
 
@@ -43,6 +45,9 @@ pub struct Policy {
     pub interfaces: Vec<String>,
     /// Networks of the node's CNI plug-ins by name; `*` at the end stands for the rest. Default: `*` (each is a file of root's).
     pub networks: Vec<String>,
+    /// Ports of the node that may lead into a container: `8080`, `8000-8099/tcp`, `192.0.2.1:53/udp`. Default: `1024-65535`
+    /// (below them are the node's own services).
+    pub ports: Vec<PortWord>,
     /// PCI functions that may be bound to vfio-pci, by address; `*` at the end stands for the rest. Default: none.
     pub vfio: Vec<String>,
     /// Host files and folders, and all below them. Default: none.
@@ -72,6 +77,7 @@ impl Default for Policy {
             devices: Devices::default(),
             interfaces: vec!["*".into()],
             networks: vec!["*".into()],
+            ports: vec![PortWord::range(1024..=u16::MAX)],
             vfio: Vec::new(),
             mounts: Vec::new(),
             secrets: Vec::new(),

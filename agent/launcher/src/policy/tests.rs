@@ -244,6 +244,21 @@ fn each_list_decides() {
     refused(json!({"networks": []}), network("wan"), "network wan");
     taken(json!({"networks": ["edge-*", "wan"]}), network("edge-7"));
     taken(json!({}), network("office"));
+    let port = |host: u16, protocol: &str| json!({"cni": {"network": "wan", "ports": [{"host": host, "container": 80, "protocol": protocol}]}});
+    refused(json!({}), port(443, "tcp"), "port 443/tcp");
+    taken(json!({}), port(8443, "tcp"));
+    refused(
+        json!({"ports": ["8000-8099/tcp"]}),
+        port(8443, "tcp"),
+        "port 8443/tcp",
+    );
+    refused(
+        json!({"ports": ["8000-8099/tcp"]}),
+        port(8080, "udp"),
+        "port 8080/udp",
+    );
+    taken(json!({"ports": ["443", "8000-8099/tcp"]}), port(443, "udp"));
+    refused(json!({"ports": []}), port(8080, "tcp"), "port 8080/tcp");
     let mount = |path: &str, read_only: bool| json!({"mounts": [{"source": path, "destination": "/d", "read_only": read_only}]});
     let mounts = json!({"mounts": [{"path": "/srv/a"}, {"path": "/srv/a/spool", "write": true}]});
     taken(mounts.clone(), mount("/srv/a/x", true));

@@ -1,6 +1,6 @@
 //! The refusals that depend on the configuration alone.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Linux, LinuxNamespaceType, LinuxSeccomp, LinuxSeccompAction, Spec};
 
@@ -134,9 +134,13 @@ fn namespaces(linux: &Linux) -> Result<(), PlanError> {
 }
 
 /// What cannot be done in a mount namespace that is there already.
-pub(super) fn mount_namespace(recipe: &Recipe) -> Result<(), PlanError> {
+pub(super) fn mount_namespace(path: &Path, recipe: &Recipe) -> Result<(), PlanError> {
+    use std::os::unix::fs::MetadataExt;
     let bounding = recipe.process.capabilities.bounding;
+    let inode = |path: &Path| std::fs::metadata(path).map(|m| m.ino()).ok();
+    let own = inode(Path::new("/proc/self/ns/mnt"));
     let why = match &recipe.root {
+        _ if own.is_none() || inode(path) == own => "it is the runtime's own, or cannot be told from it",
         _ if recipe.users.is_some() => "a user namespace has no rights in it",
         Root::Overlay { .. } => "layers are found by their paths, which mean something else there",
         _ if recipe.mounts.iter().any(|m| m.fs == "cgroup") => {
