@@ -205,8 +205,9 @@ impl Rule {
         };
         let members: Vec<Member> = match &spec.bundle {
             Some(bundle) => (bundle.devices.iter())
-                .map(|m| {
-                    Member::of(
+                .map(|m| Member {
+                    vfio: m.vfio.as_ref().map(|vfio| vfio.whole_group),
+                    ..Member::of(
                         &m.name,
                         m.device.as_ref(),
                         m.interface.as_ref(),

@@ -142,12 +142,14 @@ impl State {
             incarnations.join(",")
         };
         let name = instance_name(&base.workload, &first.facts, &matched);
+        // A device of which the rule cannot be filled in belongs to no bundle: that is told, and not what it lacks.
+        let told = stays.is_some() || matched.fault.is_some();
         Some(Want {
             rest: base.rest || self.stopped.contains(&name),
             made_of: made_of(&base.workload, Some(rule), &incarnations),
             rule: Some(rule.clone()),
             device: Some(first.facts.clone()),
-            partial: bundle::partial(rule, &used).filter(|_| stays.is_none()),
+            partial: bundle::partial(rule, &used).filter(|_| !told),
             matched: Some(matched),
             ready_at: ready_at.unwrap_or(0),
             used,

@@ -288,6 +288,8 @@ pub(crate) enum NoticeKind {
     NotStarved,
     /// Output was lost.
     Dropped,
+    /// Events of a device came too fast to be passed on inside.
+    UeventsHeld,
     /// An order was refused.
     Refused,
     /// Found at start.

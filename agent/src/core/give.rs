@@ -215,8 +215,49 @@ impl State {
         }
     }
 
-    /// Passes an event on to the containers that hear of the device.
+    /// An event of a device: passed on to the containers that hear of it, at once or when its time has come.
     pub(super) fn happened(
+        &mut self,
+        key: &str,
+        action: &'static str,
+        properties: &[(String, String)],
+        out: &mut Vec<Effect>,
+    ) {
+        if self.hears(key) && self.storms.admit(self.now, key, action, properties) {
+            self.pass_on(key, action, properties, out);
+        }
+    }
+
+    /// Does a container hear of the device?
+    fn hears(&self, key: &str) -> bool {
+        let given = self.instances.values().flat_map(|instance| &instance.given);
+        let mut of_it = given.filter(|g| !g.taken && g.facts.key == key);
+        of_it.any(|g| g.devices.iter().any(|d| d.uevents))
+    }
+
+    /// What had to wait and has its time.
+    pub(super) fn pass_on_due(&mut self, out: &mut Vec<Effect>) {
+        for due in self.storms.due(self.now) {
+            if let Some((action, properties)) = due.event {
+                self.pass_on(&due.key, action, &properties, out);
+            }
+            let present = self.devices.get(&due.key);
+            if let (Some(count), Some(present)) = (due.left_out, present) {
+                let text = format!(
+                    "{}: {count} of its events were not passed on: more than {} a second come",
+                    present.facts.syspath,
+                    super::storm::RATE
+                );
+                out.push(Effect::note(
+                    NoticeKind::UeventsHeld,
+                    &present.facts.sysname,
+                    text,
+                ));
+            }
+        }
+    }
+
+    fn pass_on(
         &self,
         key: &str,
         action: &'static str,

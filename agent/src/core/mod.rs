@@ -43,6 +43,7 @@ pub(crate) mod names;
 mod place;
 mod pool;
 pub(crate) mod report;
+mod storm;
 #[cfg(test)]
 mod tests;
 
@@ -87,6 +88,8 @@ pub(crate) struct State {
     dirty: BTreeSet<Slot>,
     /// Slots to look at later, by time.
     timers: BTreeSet<(u64, Slot)>,
+    /// Events that are not passed on as fast as they come.
+    storms: storm::Storms,
     /// Reserved cores or budget were given back: those that wait may try.
     freed: bool,
     /// Nothing is started or stopped before monitors and devices have been found.
@@ -115,6 +118,7 @@ impl State {
             history: BTreeMap::new(),
             dirty: BTreeSet::new(),
             timers: BTreeSet::new(),
+            storms: storm::Storms::default(),
             freed: false,
             ready: false,
         }
@@ -140,7 +144,19 @@ impl State {
 
     /// When [`Event::Tick`] is due next, in the milliseconds of [`State::step`].
     pub(crate) fn deadline(&self) -> Option<u64> {
-        self.timers.first().map(|(at, _)| *at)
+        let timers = self.timers.first().map(|(at, _)| *at);
+        timers.into_iter().chain(self.storms.next()).min()
+    }
+
+    /// Events of devices that were not passed on, as too many came.
+    pub(crate) fn uevents_left_out(&self) -> u64 {
+        self.storms.left_out
+    }
+
+    /// As if one had been left out.
+    #[cfg(test)]
+    pub(crate) fn pretend_a_storm(&mut self) {
+        self.storms.left_out += 1;
     }
 
     fn take(&mut self, event: Event, out: &mut Vec<Effect>) {
@@ -177,6 +193,7 @@ impl State {
             Event::LauncherBack => self.launcher_back(),
             Event::Tick => {}
         }
+        self.pass_on_due(out);
         while let Some((at, _)) = self.timers.first() {
             if *at > self.now {
                 break;
@@ -272,6 +289,7 @@ impl State {
     }
 
     fn device_gone(&mut self, key: &str, out: &mut Vec<Effect>) {
+        self.storms.forget(key);
         let Some(gone) = self.devices.remove(key) else {
             return;
         };

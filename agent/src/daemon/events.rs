@@ -64,6 +64,7 @@ impl Events {
             | NoticeKind::Held
             | NoticeKind::Starved
             | NoticeKind::Dropped
+            | NoticeKind::UeventsHeld
             | NoticeKind::Refused
             | NoticeKind::MonitorLost
             | NoticeKind::SweepFailed

@@ -24,6 +24,7 @@ pub(crate) struct Metrics {
     starved: IntGauge,
     loud: IntGauge,
     dropped: IntCounter,
+    uevents_held: IntCounter,
     adopted: IntCounter,
     monitors_lost: IntCounter,
     refused_places: IntCounter,
@@ -71,6 +72,10 @@ impl Metrics {
                 "Live containers with a loud security profile, such as privileged.",
             )?,
             dropped: counter("berth_log_dropped_bytes_total", "Bytes of output lost.")?,
+            uevents_held: counter(
+                "berth_uevents_held_total",
+                "Device events not passed on into a container: too many came.",
+            )?,
             adopted: counter(
                 "berth_adopted_total",
                 "Containers found again after a restart of the agent.",
@@ -148,6 +153,9 @@ impl Metrics {
                 .with_label_values(&[word])
                 .set(i64::try_from(count).unwrap_or(i64::MAX));
         }
+        let held = state.uevents_left_out();
+        self.uevents_held
+            .inc_by(held.saturating_sub(self.uevents_held.get()));
         let drifting = state.instances.values().filter(|i| !i.drift.is_empty()).count();
         self.drifting.set(i64::try_from(drifting).unwrap_or(i64::MAX));
         let starved: BTreeSet<i32> = (state.instances.values())

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::spec::{ADDRESSES_MAX, ARMED_MAX, GRACE_MAX, LIST_MAX, SETTLE_MAX};
 use super::{
-    DeviceSpec, EnvSpec, FILESYSTEMS, FilesystemSpec, InterfaceSpec, Need, Problem, RuleSpec, Unplug,
-    UnplugPolicy, parse_address,
+    BundleSpec, DeviceSpec, EnvSpec, FILESYSTEMS, FilesystemSpec, InterfaceSpec, Need, Problem, RuleSpec,
+    Unplug, UnplugPolicy, parse_address,
 };
 use crate::event::Action;
 use crate::safe;
@@ -65,43 +65,78 @@ impl RuleSpec {
 
     /// What stands beside `vfio` and cannot.
     fn check_vfio(&self, faults: &mut Vec<Problem>) {
-        if self.vfio.is_none() {
+        let members = self.bundle.iter().flat_map(|bundle| &bundle.devices);
+        let of_bundle = members.enumerate().map(|(n, member)| {
+            let beside = [
+                member.device.is_some(),
+                member.interface.is_some(),
+                member.filesystem.is_some(),
+            ];
+            let path = format!("bundle.devices[{n}].");
+            (path, member.vfio.is_some(), beside, Some(&member.matches))
+        });
+        let beside = [
+            self.device.is_some(),
+            self.interface.is_some(),
+            self.filesystem.is_some(),
+        ];
+        let own = (String::new(), self.vfio.is_some(), beside, self.matches.as_ref());
+        let all = std::iter::once(own).chain(of_bundle);
+        let with: Vec<_> = all.filter(|(_, vfio, ..)| *vfio).collect();
+        if with.is_empty() {
             return;
         }
-        let hot = self.unplug != Unplug::default();
+        let leave_out = Some("leave one of them out");
+        for (path, _, beside, matches) in with {
+            let whys = [
+                ("device", "a function has no node"),
+                (
+                    "interface",
+                    "the function is given, not what a driver makes of it",
+                ),
+                (
+                    "filesystem",
+                    "the function is given, not what a driver makes of it",
+                ),
+            ];
+            for ((field, why), _) in whys.iter().zip(beside).filter(|(_, there)| *there) {
+                let text = format!("stands beside `vfio`: {why}");
+                faults.push(Problem::new(format!("{path}{field}"), text, leave_out));
+            }
+            let tree = matches.and_then(|matches| matches.compile("match").ok());
+            if tree.is_some_and(|tree| tree.asks_driver()) {
+                let text = "asks for the driver, which is vfio-pci as soon as the rule has its device";
+                let hint = "match by class, vendor, device or KERNEL (the address)";
+                faults.push(Problem::new(format!("{path}match"), text, Some(hint)));
+            }
+        }
+        let some = |bundle: &BundleSpec| bundle.need.of(bundle.devices.len()) < bundle.devices.len();
         for (path, there, why) in [
-            ("device", self.device.is_some(), "a function has no node"),
             (
-                "interface",
-                self.interface.is_some(),
-                "the function is given, not what a driver makes of it",
+                "bundle",
+                self.vfio.is_some() && self.bundle.is_some(),
+                "say it of the devices of the bundle",
             ),
             (
-                "filesystem",
-                self.filesystem.is_some(),
-                "the function is given, not what a driver makes of it",
+                "bundle.need",
+                self.bundle.as_ref().is_some_and(some),
+                "a function is bound at launch alone, so all devices must be there",
             ),
-            ("bundle", self.bundle.is_some(), "it is of a rule for one device"),
-            ("armed", self.armed > 0, "a function is bound at launch alone"),
+            (
+                "armed",
+                self.vfio.is_some() && self.armed > 0,
+                "a function is bound at launch alone",
+            ),
             (
                 "unplug",
-                hot,
+                self.unplug != Unplug::default(),
                 "while its container runs nothing can be taken from it or given to it",
             ),
         ] {
             if there {
                 let text = format!("stands beside `vfio`: {why}");
-                faults.push(Problem::new(path, text, Some("leave one of them out")));
+                faults.push(Problem::new(path, text, leave_out));
             }
-        }
-        let tree = self
-            .matches
-            .as_ref()
-            .and_then(|matches| matches.compile("match").ok());
-        if tree.is_some_and(|tree| tree.asks_driver()) {
-            let text = "asks for the driver, which is vfio-pci as soon as the rule has its device";
-            let hint = "match by class, vendor, device or KERNEL (the address)";
-            faults.push(Problem::new("match", text, Some(hint)));
         }
     }
 

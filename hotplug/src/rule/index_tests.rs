@@ -136,3 +136,39 @@ fn a_function_is_given_alone_and_not_by_its_driver() {
         assert_eq!(faults("{}", nested), "match", "{of_driver}");
     }
 }
+
+#[test]
+fn functions_in_a_bundle_are_all_there() {
+    let faults = |need: &str, member: &str, more: serde_json::Value| {
+        let mut spec = serde_json::json!({"workload": "w", "bundle": {"need": need, "devices": [
+            {"name": "port", "match": "SUBSYSTEM==\"tty\"", "device": {}},
+            {"name": "card", "match": "SUBSYSTEM==\"pci\", ATTR{class}==\"0x020000\"", "vfio": {"wholeGroup": true}},
+        ]}});
+        spec.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        let member: serde_json::Value = serde_json::from_str(member).unwrap();
+        let card = spec["bundle"]["devices"][1].as_object_mut().unwrap();
+        card.extend(member.as_object().unwrap().clone());
+        let spec: RuleSpec = serde_json::from_value(spec).unwrap();
+        let all = spec.validate();
+        all.iter().map(|p| p.path.clone()).collect::<Vec<_>>().join(" ")
+    };
+    let none = || serde_json::json!({});
+    assert_eq!(faults("all", "{}", none()), "");
+    assert_eq!(faults("any", "{}", none()), "bundle.need");
+    let hot = serde_json::json!({"unplug": {"grace": "1s"}});
+    assert_eq!(faults("all", "{}", hot), "unplug");
+    assert_eq!(
+        faults("all", r#"{"device": {}}"#, none()),
+        "bundle.devices[1].device"
+    );
+    assert_eq!(
+        faults(
+            "all",
+            r#"{"match": "SUBSYSTEM==\"pci\", DRIVER==\"nvme\""}"#,
+            none()
+        ),
+        "bundle.devices[1].match"
+    );
+}

@@ -124,6 +124,9 @@ pub struct MemberSpec {
     /// As of a rule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filesystem: Option<FilesystemSpec>,
+    /// As of a rule; then all devices of the bundle must be there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vfio: Option<VfioSpec>,
     /// As of a rule; set where the device is there when the container is made.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub env: Vec<EnvSpec>,

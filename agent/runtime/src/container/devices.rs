@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use berth_rt::cgroup::{Access, DeviceKind, DeviceRule};
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::unistd::Pid;
 
@@ -82,8 +83,11 @@ impl Container {
         }
         let path = format!("/proc/{}/root", self.record.pid);
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        nix::fcntl::open(path.as_str(), flags, nix::sys::stat::Mode::empty())
-            .map_err(|errno| Failure::new("open", &path, errno).into())
+        nix::fcntl::open(path.as_str(), flags, nix::sys::stat::Mode::empty()).map_err(|errno| match errno {
+            // It has ended since it was asked: its root went before its pidfd says so.
+            Errno::ENOENT | Errno::ESRCH => self.not_running(),
+            errno => Failure::new("open", &path, errno).into(),
+        })
     }
 
     /// Give the container a device: permission in its cgroup, then the node in its /dev.

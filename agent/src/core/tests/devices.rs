@@ -379,6 +379,59 @@ fn events_are_told_to_who_has_the_device() {
 }
 
 #[test]
+fn a_device_that_storms_is_told_of_and_not_passed_on() {
+    let rules =
+        workload("pump", "run: onDevice") + &rule("serial", "workload: pump, device: {uevents: true}");
+    let (mut w, _) = World::ready(2, &rules);
+    w.plug(TTY, "serial", "1");
+    w.up("pump-ttyusb0");
+    let change = |n: usize| Event::Happened {
+        key: TTY.to_owned(),
+        action: "change",
+        properties: vec![("N".to_owned(), n.to_string())],
+    };
+    let mut passed = 0;
+    let mut notes = Vec::new();
+    for n in 0..1000 {
+        for effect in w.state.step(w.now, change(n)) {
+            match effect {
+                Effect::Uevent { .. } => passed += 1,
+                Effect::Note(note) => notes.push(note),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    assert_eq!(passed, 64);
+    assert!(
+        notes.len() == 1 && notes[0].kind == NoticeKind::UeventsHeld && notes[0].subject == "ttyUSB0",
+        "{notes:?}"
+    );
+    assert_eq!(w.state.uevents_left_out(), 935);
+    // The last of them when its time has come; and then all that were left out are told.
+    let due = w.state.deadline().unwrap();
+    assert!(due <= w.now + 40, "{due}");
+    let last = w.state.step(due, Event::Tick);
+    assert!(
+        matches!(&last[..], [Effect::Uevent { properties, .. }] if properties[0].1 == "999"),
+        "{last:?}"
+    );
+    let told = w.state.deadline().unwrap();
+    let told = w.state.step(told, Event::Tick);
+    assert!(
+        matches!(&told[..], [Effect::Note(note)] if note.text.contains("934 of its events were not passed on")),
+        "{told:?}"
+    );
+    // One that nobody hears of costs nothing.
+    let (mut w, _) = World::ready(2, &serial(""));
+    w.plug(TTY, "serial", "1");
+    w.up("pump-ttyusb0");
+    for n in 0..1000 {
+        w.step(change(n));
+    }
+    assert_eq!((w.state.uevents_left_out(), w.state.deadline()), (0, None));
+}
+
+#[test]
 fn a_function_is_asked_for_by_its_address() {
     let rules = workload("dpdk", "run: onDevice") + &rule("card", "workload: dpdk, vfio: {wholeGroup: true}");
     let (mut w, _) = World::ready(2, &rules);

@@ -301,3 +301,27 @@ fn a_removal_runs_its_workload_once() {
         w.now += 1_000;
     }
 }
+
+/// What the rule cannot say of one of its devices is told; it does not stand among those that are there.
+#[test]
+fn a_bundle_tells_what_it_cannot_fill_in() {
+    let documents = box_of_three("all");
+    let (mut w, _) = World::ready(2, &documents);
+    let broken = RuleMatch {
+        rule: "box".into(),
+        fault: Some("bundle.by: no parent was matched".into()),
+        ..RuleMatch::default()
+    };
+    w.plug_as(PORT1, "1", broken);
+    let failed = w.state.instances.values().next().unwrap();
+    assert_eq!(failed.phase.as_str(), "failed");
+    let why = failed.failure.as_ref().unwrap();
+    assert!(
+        why.message.contains("bundle.by: no parent was matched"),
+        "{why:?}"
+    );
+    // Mended: it waits for the other.
+    w.plug_as(PORT1, "1", member(0));
+    let partial = w.state.instances.values().any(|i| i.phase.as_str() == "partial");
+    assert!(partial, "{:?}", w.state.instances);
+}
