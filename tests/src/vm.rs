@@ -135,6 +135,11 @@ impl Vm {
     pub fn qmp(&mut self, execute: &str, arguments: Value) -> Result<Value> {
         let line = json!({"execute": execute, "arguments": arguments}).to_string() + "\n";
         self.qmp.get_mut().write_all(line.as_bytes())?;
+        self.qmp_answer(execute)
+    }
+
+    /// The answer to the command `execute`.
+    fn qmp_answer(&mut self, execute: &str) -> Result<Value> {
         self.qmp.get_ref().set_read_timeout(Some(QMP))?;
         loop {
             let mut answer = self.word_of_qemu()?;
@@ -191,6 +196,44 @@ impl Vm {
         self.qmp("device_add", properties)?;
         self.plugged.push(id);
         Ok(())
+    }
+
+    /// Plug several at once: all orders are sent before the first answer is read.
+    pub fn plug_all(&mut self, devices: Vec<(&str, Value)>) -> Result<()> {
+        let mut orders = Vec::new();
+        for (driver, mut properties) in devices {
+            properties["driver"] = json!(driver);
+            let id = properties["id"].as_str().unwrap_or_default().to_owned();
+            if self.leaving.contains(&id) {
+                self.wait_deleted(&id)?;
+            }
+            self.plugged.push(id);
+            orders.push(("device_add", properties));
+        }
+        self.qmp_all(orders)
+    }
+
+    /// Unplug several at once.
+    pub fn unplug_all_of(&mut self, ids: &[&str]) -> Result<()> {
+        self.plugged.retain(|there| !ids.contains(&there.as_str()));
+        self.leaving.extend(ids.iter().map(|id| (*id).to_owned()));
+        self.qmp_all(ids.iter().map(|id| ("device_del", json!({"id": id}))).collect())
+    }
+
+    /// QMP commands, one behind the other without waiting between them. The first that is refused is told.
+    fn qmp_all(&mut self, commands: Vec<(&str, Value)>) -> Result<()> {
+        let line = |(execute, arguments): &(&str, Value)| {
+            json!({"execute": execute, "arguments": arguments}).to_string() + "\n"
+        };
+        let lines: String = commands.iter().map(line).collect();
+        self.qmp.get_mut().write_all(lines.as_bytes())?;
+        let mut refused = None;
+        for (execute, arguments) in &commands {
+            if let Err(e) = self.qmp_answer(execute) {
+                refused.get_or_insert(e.context(arguments.to_string()));
+            }
+        }
+        refused.map_or(Ok(()), Err)
     }
 
     /// Unplug a device by its id.

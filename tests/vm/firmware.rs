@@ -78,7 +78,11 @@ pub(crate) fn tests(guest: &Guest) -> Vec<Trial> {
         tests.push(guest.test("fifo on a whole core", crate::cloud::fifo));
         tests.extend(crate::profiles::tests(guest));
     }
-    tests.extend(devices::some(guest, &["usb-serial", "virtio-net"]));
+    if guest.arch() == "arm64" {
+        tests.extend(devices::some(guest, &["usb-serial", "virtio-net"]));
+    } else {
+        tests.extend(crate::cycles::twenty(guest));
+    }
     tests.push(guest.test("the script stops both and leaves the workload alone", stop));
     tests.push(guest.test("a store that was tampered with gives nothing", tampered));
     tests

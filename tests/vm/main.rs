@@ -7,6 +7,7 @@
 mod apparmor;
 mod boots;
 mod cloud;
+mod cycles;
 mod devices;
 mod dist;
 mod escape;
@@ -66,7 +67,7 @@ fn boots() -> Vec<(Spec, Vec<Tests>)> {
                 journey::tests,
                 quiet::plugged,
                 rig::tests,
-                devices::tests,
+                cycles::two,
                 media::tests,
                 plug::tests,
             ],

@@ -21,6 +21,10 @@ pub(crate) fn tests(guest: &Guest) -> Vec<Trial> {
             "plug: kept over an unplug, given back to the running container",
             given_back,
         ),
+        guest.test(
+            "plug: the number is closed at once, while its container still stops",
+            closed,
+        ),
         guest.test("plug: while the agent is away", while_away),
         guest.test("plug: while the agent comes up", while_coming),
         guest.test(
@@ -186,6 +190,43 @@ fn given_back(vm: &mut Vm) -> Result<()> {
     on_guest::delete(vm, &documents)?;
     vm.unplug("a")?;
     on_guest::gone(vm, "kept")
+}
+
+/// A container that does not obey its stop signal: what it was given is taken long before it ends. A process that is put
+/// into its cgroup asks the kernel: what is allowed and has gone is "No such device", what is not allowed is not permitted.
+fn closed(vm: &mut Vm) -> Result<()> {
+    on_guest::agent(vm)?;
+    let documents = workload("deaf", "shared")
+        .replace(
+            "\"/bin/sleep\", \"100000\"",
+            "\"/bin/sh\", \"-c\", \"trap : TERM; while :; do sleep 1; done\"",
+        )
+        .replace("SIGKILL, grace: 1s", "SIGTERM, grace: 60s")
+        + &rule("deaf", ADAPTER);
+    on_guest::apply(vm, &documents)?;
+    vm.plug("usb-serial", adapter("a", "adapter0", "1", "BERTHA6"))?;
+    let pid = one(vm, "deaf")?["pid"].as_i64().context("no pid")?;
+    let number = vm.sh(&format!("stat -c '%t %T' /proc/{pid}/root/dev/port"))?;
+    ensure!(number.trim() == "bc 0", "{number}");
+    let opens = format!(
+        "rm -f /run/port; mknod /run/port c 188 0; g=$(sed -n 's/^0:://p' /proc/{pid}/cgroup); \
+         sh -c \"echo \\$\\$ >/sys/fs/cgroup$g/cgroup.procs; : <>/run/port\" 2>&1; true"
+    );
+    let open = vm.sh(&opens)?;
+    ensure!(!open.contains("not permitted"), "while it is there: {open}");
+    vm.unplug("a")?;
+    on_guest::in_phase(vm, "deaf", "stopping")?;
+    vm.until(
+        "the node inside has gone",
+        &format!("test ! -e /proc/{pid}/root/dev/port"),
+        LIMIT,
+    )?;
+    let shut = vm.sh(&opens)?;
+    ensure!(shut.contains("not permitted"), "it can still be opened: {shut}");
+    // It lives on; another number of the same driver was never open.
+    vm.sh(&format!("kill -0 {pid} && kill -9 {pid}; rm /run/port"))?;
+    on_guest::gone(vm, "deaf")?;
+    on_guest::delete(vm, &documents)
 }
 
 /// The whole disk is a file system; what the container has of it is the mount alone.

@@ -5,48 +5,85 @@
 //! reasoned about.
 
 use super::eval::ANY_SUBSYSTEM;
-use super::{Key, Match, ParseError, Test};
+use super::{Key, Match, ParseError, Test, Tree};
 use crate::safe;
 
 impl Match {
     /// Why this match can never hold.
     pub fn contradiction(&self) -> Option<ParseError> {
-        let own: Vec<&Test> = self
-            .lines
-            .iter()
-            .flat_map(|line| &line.tests)
-            .filter(|test| !test.key.of_parents())
-            .collect();
-        if let Some(error) = own.iter().find_map(|test| alone(test)) {
-            return Some(error);
-        }
-        let own: Vec<&Test> = own.into_iter().filter(|test| single_valued(test)).collect();
-        for test in &own {
-            let Some(literals) = test.equal.then(|| test.pattern.literals()).flatten() else {
-                continue;
-            };
-            let others: Vec<&&Test> = own.iter().filter(|other| other.key == test.key).collect();
-            let hex = test.compares_hex();
-            let possible = literals.iter().any(|value| {
-                others
-                    .iter()
-                    .all(|other| other.pattern.matches(value, hex) == other.equal)
-            });
-            if !possible
-                && let Some(other) = others
-                    .into_iter()
-                    .find(|other| !std::ptr::eq::<Test>(**other, *test))
-            {
-                let text = format!("{test} and {other} never hold together");
-                return Some(refuse(
-                    other,
-                    &text,
-                    "give the cases rules of their own, or `any:`",
-                ));
+        let own: Vec<&Test> = self.own().collect();
+        let wrong = own.iter().find_map(|test| alone(test));
+        wrong.or_else(|| together(&own))
+    }
+
+    /// What it asks of the device itself.
+    fn own(&self) -> impl Iterator<Item = &Test> {
+        let tests = self.lines.iter().flat_map(|line| &line.tests);
+        tests.filter(|test| !test.key.of_parents())
+    }
+}
+
+impl Tree {
+    /// Why what stands in one `all` can never hold together.
+    pub(super) fn contradiction(&self) -> Option<ParseError> {
+        let mut own = Vec::new();
+        self.required(&mut own);
+        together(&own.iter().collect::<Vec<_>>())
+    }
+
+    /// What must hold of the device itself if this is to.
+    fn required(&self, out: &mut Vec<Test>) {
+        match self {
+            Tree::Leaf(leaf) => out.extend(leaf.own().cloned()),
+            Tree::All(of) => of.iter().for_each(|tree| tree.required(out)),
+            Tree::Any(of) if of.len() == 1 => of.iter().for_each(|tree| tree.required(out)),
+            Tree::Any(_) => {}
+            // One clause alone, and one that asks for a value: what is not there satisfies neither `==` nor `!=`.
+            Tree::Not(of) => {
+                if let Tree::Leaf(leaf) = &**of
+                    && let [line] = &leaf.lines[..]
+                    && let [test] = &line.tests[..]
+                    && test.equal
+                    && !test.key.of_parents()
+                {
+                    out.push(Test {
+                        equal: false,
+                        ..test.clone()
+                    });
+                }
             }
         }
-        None
     }
+}
+
+/// Two of these that no device satisfies both.
+fn together(own: &[&Test]) -> Option<ParseError> {
+    let own: Vec<&Test> = own.iter().copied().filter(|test| single_valued(test)).collect();
+    for test in &own {
+        let Some(literals) = test.equal.then(|| test.pattern.literals()).flatten() else {
+            continue;
+        };
+        let others: Vec<&&Test> = own.iter().filter(|other| other.key == test.key).collect();
+        let hex = test.compares_hex();
+        let possible = literals.iter().any(|value| {
+            others
+                .iter()
+                .all(|other| other.pattern.matches(value, hex) == other.equal)
+        });
+        if !possible
+            && let Some(other) = others
+                .into_iter()
+                .find(|other| !std::ptr::eq::<Test>(**other, *test))
+        {
+            let text = format!("{test} and {other} never hold together");
+            return Some(refuse(
+                other,
+                &text,
+                "give the cases rules of their own, or `any:`",
+            ));
+        }
+    }
+    None
 }
 
 /// Keys that have one value for a device.
@@ -128,6 +165,51 @@ mod tests {
         ] {
             let found = Match::parse(text).unwrap().contradiction();
             assert_eq!(found.is_some(), never, "{text}: {found:?}");
+        }
+    }
+
+    /// The same over several texts in one `all`, and over `not`.
+    #[test]
+    fn what_never_holds_together() {
+        let (tty, net) = (r#"SUBSYSTEM=="tty""#, r#"SUBSYSTEM=="net""#);
+        for (tree, never) in [
+            (serde_json::json!({"all": [tty, net]}), true),
+            (
+                serde_json::json!({"all": [tty, {"all": [net, "KERNEL==\"x\""]}]}),
+                true,
+            ),
+            (serde_json::json!({"all": [tty, {"not": tty}]}), true),
+            (
+                serde_json::json!({"all": [tty, {"not": "SUBSYSTEM==\"t*\""}]}),
+                true,
+            ),
+            (serde_json::json!({"all": [tty, {"any": [net]}]}), true),
+            (serde_json::json!({"all": [tty, {"not": net}]}), false),
+            (serde_json::json!({"any": [tty, net]}), false),
+            (serde_json::json!({"all": [tty, {"any": [net, tty]}]}), false),
+            // More than one clause: either may be what does not hold.
+            (
+                serde_json::json!({"all": [tty, {"not": format!("{tty}, KERNEL==\"x\"")}]}),
+                false,
+            ),
+            (
+                serde_json::json!({"all": ["KERNELS==\"a\"", {"not": "KERNELS==\"a\""}]}),
+                false,
+            ),
+            // An attribute that is not there.
+            (
+                serde_json::json!({"all": [{"not": "ATTR{a}!=\"1\""}, {"not": "ATTR{a}!=\"2\""}]}),
+                false,
+            ),
+        ] {
+            let spec: super::super::MatchSpec = serde_json::from_value(tree.clone()).unwrap();
+            let faults = spec.compile("match").err().unwrap_or_default();
+            assert_eq!(!faults.is_empty(), never, "{tree}: {faults:?}");
+            assert!(
+                faults
+                    .iter()
+                    .all(|f| f.path.ends_with(".all") && f.message.contains("never hold together"))
+            );
         }
     }
 }

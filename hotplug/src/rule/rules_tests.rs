@@ -260,7 +260,11 @@ fn matches_combined() {
     for (json, want, subsystems) in [
         (serde_json::json!(yes), true, Some(vec!["tty"])),
         (serde_json::json!({"all": [yes, parent]}), true, Some(vec!["tty"])),
-        (serde_json::json!({"all": [yes, no]}), false, Some(vec!["tty"])),
+        (
+            serde_json::json!({"all": [yes, "TAG==\"x\""]}),
+            false,
+            Some(vec!["tty"]),
+        ),
         (
             serde_json::json!({"any": [no, yes]}),
             true,

@@ -150,7 +150,15 @@ impl MatchSpec {
             all.into_iter().collect::<Option<Vec<Tree>>>()
         };
         match self {
-            MatchSpec::All(of) => list(of, "all").map(Tree::All),
+            MatchSpec::All(of) => {
+                let tree = Tree::All(list(of, "all")?);
+                let Some(error) = tree.contradiction() else {
+                    return Some(tree);
+                };
+                let path = format!("{path}.all");
+                faults.push(Problem::new(&path, error.message, error.hint.as_deref()));
+                None
+            }
             MatchSpec::Any(of) => list(of, "any").map(Tree::Any),
             MatchSpec::Not(of) => of
                 .build(&format!("{path}.not"), depth + 1, leaves, faults)
