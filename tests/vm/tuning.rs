@@ -223,50 +223,62 @@ fn fails(vm: &mut Vm) -> Result<()> {
     same(vm, "a tune that was refused")
 }
 
-/// What SMALL touches, in three processes: the sweep looks at it after each kill.
-const GLANCE: &str = r#"
-glance() {
-  cat /proc/sys/kernel/sched_rt_runtime_us /proc/sys/vm/swappiness /sys/kernel/mm/hugepages/*/nr_hugepages \
-    /sys/bus/workqueue/devices/writeback/cpumask
-  cat $(cat /tmp/threads) | sed 's/.*) //' | cut -d' ' -f17,38,39
-}
+/// Each call of `tune` that changes something (SMALL has 8 changes, each with its line in the journal), killed on entry to
+/// it: `--undo` puts back what was done, and after some the next `tune` does. Then `--undo`, killed on entry to its second
+/// change, and the next that goes on from there, and so on: between each pair of its changes. After each, what SMALL touches
+/// is looked at, in few processes.
+const SWEEP: &str = r#"
+knobs="/proc/sys/kernel/sched_rt_runtime_us /proc/sys/vm/swappiness $(echo /sys/kernel/mm/hugepages/*/nr_hugepages) \
+  /sys/bus/workqueue/devices/writeback/cpumask"
+threads=$(grep -l '^ksoftirqd' /proc/[0-9]*/comm | sed 's/comm$/stat/')
+# Nice, priority, policy.
+glance() { cat $knobs; cut -d' ' -f19,40,41 $threads; }
 tune="berth node tune --from /tmp/node.yaml"
+wrong() { echo "step $step: $*"; cat /tmp/said; exit 3; }
+kill_at() {
+  n=$1; shift
+  berth-kill-at $n "$@" >/tmp/said 2>&1; code=$?
+  case $code in 0 | 137) ;; *) wrong "exit $code of $*" ;; esac
+}
+same() {
+  glance >/tmp/after
+  cmp -s /tmp/seen /tmp/after || { diff /tmp/seen /tmp/after; wrong "not as before"; }
+  [ ! -e /run/berth/node-tune.journal ] || wrong "a journal is left"
+}
+tuned() { $tune >/tmp/said 2>&1 || wrong "tune after a kill"; glance >/tmp/after; ! cmp -s /tmp/seen /tmp/after || wrong "not tuned"; }
+undone() { berth node tune --undo >/tmp/said 2>&1 || wrong "undo"; same; }
+glance >/tmp/seen
+step=0; code=137
+while [ $code = 137 ]; do
+  step=$((step + 1)); kill_at $step $tune
+  case $code$step in 1374 | 13711 | 13719) tuned ;; esac
+  undone
+done
+tunes=$((step - 1)); step=0; code=137
+tuned
+while [ $code = 137 ]; do
+  step=$((step + 1)); kill_at 2 berth node tune --undo
+done
+same
+echo $tunes $((step - 1))
 "#;
 
-/// Kill at the steps of tune and of undo, every third, and each with BERTH_ROUNDS; what is left then is put back by
-/// undo, or by the next tune.
 fn killed(vm: &mut Vm) -> Result<()> {
     prepare(vm, SMALL)?;
-    vm.sh(&format!(
-        "{SNAPSHOT}{GLANCE}\ngrep -l '^ksoftirqd' /proc/[0-9]*/comm | sed 's/comm$/stat/' >/tmp/threads\nsnapshot >/tmp/before; glance >/tmp/seen"
-    ))?;
-    let stride = if std::env::var_os("BERTH_ROUNDS").is_some() {
-        1
-    } else {
-        3
+    vm.sh(&format!("{SNAPSHOT}\nsnapshot >/tmp/before"))?;
+    let steps = vm.sh(SWEEP)?;
+    let steps: Vec<u32> = steps
+        .split_ascii_whitespace()
+        .filter_map(|n| n.parse().ok())
+        .collect();
+    let [tune, undo] = steps[..] else {
+        anyhow::bail!("{steps:?}");
     };
-    let mut step = 1;
-    loop {
-        // The next tune puts back what was left, makes its own changes, and undo is killed too.
-        let then = match step / stride % 2 {
-            0 => "berth node tune --undo >/dev/null || exit 4".to_owned(),
-            _ => format!(
-                "$tune >/tmp/said 2>&1 || {{ cat /tmp/said; exit 5; }}\nberth-kill-at {step} berth node tune --undo >/dev/null 2>&1\n\
-                 berth node tune --undo >/dev/null || exit 6"
-            ),
-        };
-        let (code, said) = vm.run(&format!(
-            "{GLANCE}\nberth-kill-at {step} $tune >/tmp/said 2>&1; code=$?\n\
-             case $code in 0 | 137) ;; *) cat /tmp/said; exit 3 ;; esac\n{then}\n\
-             glance >/tmp/after; diff /tmp/seen /tmp/after || exit 7\ntest ! -e /run/berth/node-tune.journal || exit 8\n[ $code = 137 ]"
-        ))?;
-        match code {
-            0 => step += stride,
-            1 => break,
-            code => anyhow::bail!("step {step}: exit {code}: {said}"),
-        }
-    }
-    println!("killed at {} steps of {}", step / stride, step - 1);
-    ensure!(step > 20, "only {step} steps");
+    println!("killed at each of {tune} steps of tune and between each two of {undo} of undo");
+    // Journal: header, begin, end; 8 changes with a line each. Undo: 8 changes, and the journal goes.
+    ensure!(
+        (tune, undo) == (19, 8),
+        "steps of tune and undo are {tune} and {undo}"
+    );
     same(vm, "all kills")
 }
