@@ -7,6 +7,7 @@
 #![allow(unsafe_code)] // system calls without a safe wrapper: sched_setattr, sched_getattr, large affinity masks
 
 mod error;
+mod room;
 
 use std::fmt;
 use std::io;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::cpu::{CpuSet, MAX_CPU};
 
 pub use error::SchedError;
+pub use room::Room;
 
 /// Children start again with the default policy (`SCHED_FLAG_RESET_ON_FORK`).
 pub const RESET_ON_FORK: u64 = 0x01;
@@ -322,17 +324,30 @@ impl Attr {
 /// Sets policy, parameters and flags ([`RESET_ON_FORK`] and its like, 0 for none) of thread `pid`, 0 for the caller.
 ///
 /// # Errors
-/// [`SchedError::Invalid`] before the call, [`SchedError::Set`] with the kernel's errno and a hint.
+/// [`SchedError::Invalid`] before the call, [`SchedError::Full`] where a root domain has no room, [`SchedError::Set`] with the
+/// kernel's errno and a hint.
 pub fn set(pid: i32, scheduler: &Scheduler, flags: u64) -> Result<(), SchedError> {
     scheduler.validate()?;
     let attr = Attr::new(scheduler, flags);
     // SAFETY: the kernel reads `attr.size` bytes from `attr`, which lives through the call.
     let answer = unsafe { libc::syscall(libc::SYS_sched_setattr, pid, &raw const attr, 0u32) };
     if answer != 0 {
-        return Err(SchedError::Set {
-            pid,
-            scheduler: *scheduler,
-            source: io::Error::last_os_error(),
+        let source = io::Error::last_os_error();
+        let scheduler = *scheduler;
+        return Err(match scheduler {
+            Scheduler::Deadline { runtime, period, .. } if source.raw_os_error() == Some(libc::EBUSY) => {
+                SchedError::Full {
+                    pid,
+                    scheduler,
+                    source,
+                    room: Box::new(room::room(pid, runtime, period)),
+                }
+            }
+            _ => SchedError::Set {
+                pid,
+                scheduler,
+                source,
+            },
         });
     }
     Ok(())

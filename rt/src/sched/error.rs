@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use super::Scheduler;
+use super::{Room, Scheduler};
 use crate::cpu::CpuSet;
 
 /// Why a thread's scheduling could not be set or read.
@@ -26,6 +26,18 @@ pub enum SchedError {
         scheduler: Scheduler,
         /// The kernel's answer.
         source: io::Error,
+    },
+    /// The root domain has no room for the bandwidth of a deadline policy (EBUSY).
+    #[error("cannot set {scheduler} for {}: {source}: {room}", thread(*pid))]
+    Full {
+        /// The thread; 0 is the caller.
+        pid: i32,
+        /// What was asked.
+        scheduler: Scheduler,
+        /// The kernel's answer.
+        source: io::Error,
+        /// What there is.
+        room: Box<Room>,
     },
     /// The policy could not be read.
     #[error("cannot read the scheduling of {}: {source}", thread(*pid))]
@@ -94,6 +106,7 @@ impl SchedError {
         match self {
             SchedError::Invalid { .. } | SchedError::Unknown { .. } => None,
             SchedError::Set { source, .. }
+            | SchedError::Full { source, .. }
             | SchedError::Get { source, .. }
             | SchedError::SetAffinity { source, .. }
             | SchedError::GetAffinity { source, .. }
@@ -117,15 +130,9 @@ impl SchedError {
                  it into an isolated cpuset partition of its own instead of narrowing its affinity; \
                  CPUs of isolcpus= have none, in a partition either: boot without it"
             }
-            (
-                SchedError::Set {
-                    scheduler: Scheduler::Deadline { .. },
-                    ..
-                },
-                libc::EBUSY,
-            ) => {
-                "the root domain has no room for this bandwidth: lower runtime/period, or raise \
-                 kernel.sched_rt_runtime_us"
+            (SchedError::Full { .. }, _) => {
+                "the root domain has no room for this bandwidth: lower runtime/period, end a thread that has some of it, or \
+                 raise kernel.sched_rt_runtime_us"
             }
             (SchedError::Set { scheduler, .. }, libc::EPERM) if scheduler.is_realtime() => {
                 if has_sys_nice() {
