@@ -95,6 +95,10 @@ impl Failed {
             Some(libc::EACCES | libc::EPERM) => {
                 format!("tune as root with all capabilities; lockdown and a container forbid it{at_boot}")
             }
+            Some(libc::EBUSY) if self.knob == "fair-server" => format!(
+                "Linux 6.12 loses the servers' bandwidth from its account with a cpuset partition, and then refuses to lower it: \
+                 tune before the first partition is made, or leave out {field}"
+            ),
             Some(libc::EBUSY) => format!("something holds it: change {field}{at_boot}"),
             Some(libc::EINVAL | libc::ERANGE) => {
                 format!("this kernel takes no such value: change {field}{at_boot}")
