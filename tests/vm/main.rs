@@ -24,6 +24,7 @@ mod quiet;
 mod realtime;
 mod rig;
 mod selinux;
+mod share;
 #[path = "../native/shipped.rs"]
 #[allow(dead_code)] // natively the loaded filter is read back too
 mod shipped;
@@ -51,7 +52,9 @@ fn boots() -> Vec<(Spec, Vec<Tests>)> {
         (
             boots::PLAIN,
             vec![
-                realtime::partitions as Tests,
+                // Before any partition.
+                share::served as Tests,
+                realtime::partitions,
                 quiet::guarding,
                 plain::tests,
                 profiles::tests,
@@ -76,7 +79,10 @@ fn boots() -> Vec<(Spec, Vec<Tests>)> {
         (boots::ARM64, vec![firmware::tests]),
         (boots::SELINUX, vec![selinux::tests]),
         (boots::SYSTEMD, vec![systemd::tests]),
-        (boots::RT_61, vec![realtime::before_remote, tuning::without_sweep]),
+        (
+            boots::RT_61,
+            vec![realtime::before_remote, share::throttled, tuning::without_sweep],
+        ),
         (boots::FIRMWARE, vec![firmware::tests]),
         (boots::CLOUD, vec![cloud::tests, apparmor::tests]),
     ]
