@@ -216,7 +216,10 @@ impl Monitor<'_> {
         let since = self.cores.waits.as_ref().map(|(at, _)| now - *at);
         // Too soon after the last look nothing new is said: one thread may wait that long for another one's time slice.
         if since.is_none_or(|since| since >= SLICE) {
-            let waits = account(&own);
+            // A probe waits behind the workload: that is what it is for.
+            let probe = self.probe_pid();
+            let theirs: Vec<i32> = own.iter().copied().filter(|pid| Some(*pid) != probe).collect();
+            let waits = account(&theirs);
             if let (Some((_, before)), Some(since)) = (&self.cores.waits, since) {
                 self.cores.starved = starved(before, &waits, since, cpus.len());
             }

@@ -155,6 +155,11 @@ impl Monitor<'_> {
         self.write_wakeups();
     }
 
+    /// The probe's process, where there is one.
+    pub(super) fn probe_pid(&self) -> Option<i32> {
+        self.probe.as_ref()?.pid.map(Pid::as_raw)
+    }
+
     /// What was counted so far, for whoever is asked.
     pub(super) fn write_wakeups(&self) {
         let Some(probe) = &self.probe else { return };
