@@ -291,6 +291,7 @@ impl Plan {
                 hash: seccomp::hash(f),
                 listener: f.listener.clone(),
             }),
+            ready_to_exec: self.recipe.hooks_inside.is_empty(),
         };
         if let (true, Some(filter)) = (self.detached, &filter) {
             let file = dir.join(state::FILTER);

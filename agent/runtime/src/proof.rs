@@ -6,6 +6,7 @@
 
 mod facts;
 mod mounts;
+mod namespaces;
 mod others;
 mod procfs;
 mod promise;
@@ -18,7 +19,7 @@ pub use promise::{
     CapabilitySets, CgroupFile, FileId, IdMap, InterfacePromise, IsolationPromise, MountPromise,
     NamespaceKind, NamespacePromise, Promise, Rlimit, SeccompPromise,
 };
-pub use read::{ProofError, Where, read, read_cheap};
+pub use read::{Around, ProofError, Where, around, read, read_cheap, within};
 
 use serde::{Deserialize, Serialize};
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! set policy, affinity, I/O priority from outside → PTRACE_SEIZE (EXITKILL, TRACEEXEC) → start message
-//!   → PTRACE_EVENT_EXEC → proof → detach → poststart hooks
+//!   → proof of what exec leaves as it is → PTRACE_EVENT_EXEC → the rest of the proof → detach → poststart hooks
 //! ```
 //! Invariants: between the exec stop and the detach not one instruction of the program has run; the tracer is the
 //! caller, and when it dies the container dies with it (EXITKILL) until the detach; a start that fails for any
@@ -175,7 +175,13 @@ impl Container {
         if !self.alive() {
             return Err(ProveError::NotRunning(self.record.id.clone()));
         }
-        let mut proof = proof::read(&self.record.promise, self.record.pid, stage, &self.place())?;
+        let around = proof::around(&self.record.promise, self.record.pid, stage, &self.place())?;
+        self.proven(around, stage)
+    }
+
+    /// The proof whose first half was taken already.
+    fn proven(&self, around: proof::Around, stage: Stage) -> Result<Proof, ProveError> {
+        let mut proof = proof::within(&self.record.promise, around, stage, &self.place())?;
         for [name, promised, actual, source] in self.words.iter().flat_map(|w| &w.inside) {
             proof.facts.push(proof::Fact {
                 name: name.clone(),
@@ -295,14 +301,26 @@ impl Container {
         self.timing.mark("seize");
         let failure = self.failure()?;
         self.send(message)?;
+        // All that is left for it to do is its exec: what that does not touch is read meanwhile.
+        let stage = Stage::ExecStop;
+        let around = self
+            .record
+            .ready_to_exec
+            .then(|| proof::around(&self.record.promise, self.record.pid, stage, &self.place()));
+        if around.is_some() {
+            self.timing.mark("proof beside exec");
+        }
         self.wait_for_exec(pid, failure)?;
         self.timing.mark("exec");
         let dumpable = dump::at_exec_stop(&self.record.promise, pid)?;
-        let mut proof = self.prove(Stage::ExecStop)?;
+        let mut proof = match around {
+            Some(around) => self.proven(around.map_err(ProveError::from)?, stage)?,
+            None => self.prove(stage)?,
+        };
         if self.record.detached && proof.failures().any(|f| f.name.starts_with("cgroup.")) {
             // Between create and start others may lay hands on it: it starts where it was promised to be.
             let _ = self.cgroup.as_ref().map(|c| c.attach(pid.as_raw())); // the proof says what became of it
-            proof = self.prove(Stage::ExecStop)?;
+            proof = self.prove(stage)?;
         }
         proof.facts.extend(dumpable);
         self.timing.mark("proof");

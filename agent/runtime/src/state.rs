@@ -123,6 +123,9 @@ pub struct Record {
     /// Its filter, for processes that join it.
     #[serde(default)]
     pub(crate) filter: Option<StoredFilter>,
+    /// Nothing but its exec is left for it to do once it is told to start: no hook runs inside before.
+    #[serde(default)]
+    pub(crate) ready_to_exec: bool,
 }
 
 /// What is stored of a seccomp filter. The program is in a file of its own where the container is detached, else it

@@ -15,6 +15,7 @@ use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 use super::{CapabilitySets, FileId, IdMap};
 
 /// One process below a procfs mount.
+#[derive(Debug)]
 pub(super) struct Process {
     pub(super) pid: i32,
     dir: OwnedFd,

@@ -11,13 +11,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use berth_rt::cgroup::Cgroup;
 use berth_rt::partition::{Isolation, isolation};
-use nix::fcntl::{OFlag, readlinkat};
-use nix::sys::stat::Mode;
 use thiserror::Error;
 
-use super::facts::{Facts, limit, maps};
-use super::procfs::{Process, id_map, rlimit, start_time};
-use super::{IdMap, IsolationPromise, NamespacePromise, Promise, Proof, Stage, mounts, others, threads};
+use super::facts::{Facts, limit};
+use super::procfs::{Process, rlimit, start_time};
+use super::{IsolationPromise, NamespaceKind, Promise, Proof, Stage, mounts, namespaces, others, threads};
 
 /// Where the kernel's answers are read.
 #[derive(Debug, Clone, Copy)]
@@ -62,20 +60,71 @@ impl ProofError {
 
 /// Every fact of `promise`, at one read of each file.
 pub fn read(promise: &Promise, pid: i32, stage: Stage, place: &Where<'_>) -> Result<Proof, ProofError> {
+    let around = around(promise, pid, stage, place)?;
+    within(promise, around, stage, place)
+}
+
+/// What exec(2) leaves as it is: cgroup and its files, devices, namespaces, maps, mounts, interfaces, isolation.
+///
+/// The first half of a proof. At the exec stop it may be taken while the process is still on its way there, once
+/// nothing but its exec is left for it to do: what others could change meanwhile they could change as well between such
+/// a proof and the first instruction.
+#[derive(Debug)]
+pub struct Around {
+    process: Process,
+    facts: Facts,
+    seen: mounts::Seen,
+}
+
+/// The first half.
+///
+/// # Errors
+/// [`ProofError`].
+pub fn around(promise: &Promise, pid: i32, stage: Stage, place: &Where<'_>) -> Result<Around, ProofError> {
     let process = open(pid, place)?;
-    let mut facts = Facts {
-        list: Vec::with_capacity(48),
-    };
+    let (mut facts, mut seen) = (
+        Facts {
+            list: Vec::with_capacity(48),
+        },
+        mounts::Seen::default(),
+    );
     cgroups(&mut facts, promise, &process);
+    let kept = |kind: &NamespaceKind| *kind != NamespaceKind::Time;
+    namespaces::facts(&mut facts, promise, &process, place.proc_root, kept);
+    namespaces::id_maps(&mut facts, promise, &process);
+    let executes = promise.foreign_executable && stage == Stage::ExecStop;
+    mounts::facts(&mut facts, promise, &process, executes.then_some(&mut seen));
+    devices(&mut facts, promise, place);
+    interfaces(&mut facts, promise, &process, stage, place.proc_root);
+    isolated(&mut facts, promise, stage, place);
+    Ok(Around { process, facts, seen })
+}
+
+/// The second half: threads and all that exec(2) may change. Gives the whole proof.
+///
+/// # Errors
+/// [`ProofError`].
+pub fn within(
+    promise: &Promise,
+    around: Around,
+    stage: Stage,
+    place: &Where<'_>,
+) -> Result<Proof, ProofError> {
+    let Around {
+        process,
+        mut facts,
+        seen,
+    } = around;
     threads::facts(&mut facts, promise, &process, stage);
     if stage == Stage::Running {
         others::facts(&mut facts, promise, &process, place);
     }
-    namespaces(&mut facts, promise, &process, place.proc_root);
-    id_maps(&mut facts, promise, &process);
-    mounts::facts(&mut facts, promise, &process, stage);
-    devices(&mut facts, promise, place);
-    interfaces(&mut facts, promise, &process, stage, place.proc_root);
+    // Where it was made for children, exec(2) enters it.
+    let time = |kind: &NamespaceKind| *kind == NamespaceKind::Time;
+    namespaces::facts(&mut facts, promise, &process, place.proc_root, time);
+    if promise.foreign_executable && stage == Stage::ExecStop {
+        mounts::executed(&mut facts, &seen, &process);
+    }
     identity(&mut facts, promise, &process, stage, place.proc_root);
     if stage == Stage::ExecStop && promise.only_stdio {
         descriptors(&mut facts, promise.preserved, &process);
@@ -86,8 +135,7 @@ pub fn read(promise: &Promise, pid: i32, stage: Stage, place: &Where<'_>) -> Res
     if stage == Stage::Running && promise.undumpable {
         dumpable(&mut facts, promise, &process, place.proc_root);
     }
-    isolated(&mut facts, promise, stage, place);
-    Ok(proof(pid, stage, facts))
+    Ok(proof(process.pid, stage, facts))
 }
 
 /// The facts that move on their own while a container runs (cgroup, threads, policy, limits of the cgroup, isolation that
@@ -176,60 +224,6 @@ pub(super) fn cgroup_path<'a>(text: &'a str, controller: &str) -> Option<&'a str
         let (list, path) = rest.split_once(':')?;
         list.split(',').any(|c| c == controller).then_some(path)
     })
-}
-
-fn namespaces(facts: &mut Facts, promise: &Promise, process: &Process, proc_root: &Path) {
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let own = nix::fcntl::open(&proc_root.join("self/ns"), flags, Mode::empty());
-    for (kind, promised) in &promise.namespaces {
-        let file = format!("ns/{}", kind.as_str());
-        let (name, source) = (format!("namespace.{}", kind.as_str()), process.source(&file));
-        let actual = match process.link(&file) {
-            Ok(actual) => actual,
-            Err(e) => {
-                facts.unreadable(name, format!("{promised:?}"), source, &e);
-                continue;
-            }
-        };
-        let host = own
-            .as_ref()
-            .map_err(|e| *e)
-            .and_then(|own| readlinkat(own, kind.as_str()))
-            .map(|host| host.to_string_lossy().into_owned());
-        let (words, holds) = match (promised, &host) {
-            (NamespacePromise::Joined { inode }, _) => {
-                let words = format!("{}:[{inode}]", kind.as_str());
-                let holds = words == actual;
-                (words, holds)
-            }
-            (_, Err(e)) => {
-                facts.unreadable(
-                    name,
-                    "known host namespace",
-                    format!("{}/self/{file}", proc_root.display()),
-                    e,
-                );
-                continue;
-            }
-            (NamespacePromise::New, Ok(host)) => (format!("not the host's {host}"), *host != actual),
-            (NamespacePromise::Host, Ok(host)) => (host.clone(), *host == actual),
-        };
-        facts.add(name, words, actual, source, holds);
-    }
-}
-
-fn id_maps(facts: &mut Facts, promise: &Promise, process: &Process) {
-    for (name, promised) in [("uid_map", &promise.uid_map), ("gid_map", &promise.gid_map)] {
-        let Some(promised) = promised else { continue };
-        let source = process.source(name);
-        let mut promised: Vec<IdMap> = promised.clone();
-        promised.sort_unstable();
-        match process.read(name).map(|text| id_map(&text).ok_or(text)) {
-            Ok(Ok(actual)) => facts.add(name, maps(&promised), maps(&actual), source, promised == actual),
-            Ok(Err(text)) => facts.add(name, maps(&promised), text, source, false),
-            Err(e) => facts.unreadable(name, maps(&promised), source, &e),
-        }
-    }
 }
 
 /// Rules in the words of devices.list, one for each device, access letters in the order r, w, m.

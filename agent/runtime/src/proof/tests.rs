@@ -298,6 +298,28 @@ fn what_changes_behind_the_back_is_found() {
 }
 
 #[test]
+fn a_proof_in_two_halves_finds_what_a_whole_one_finds() {
+    let child = sleeper("");
+    let (pid, promise) = (child.pid(), promise());
+    let names = |proof: &Proof| proof.facts.iter().map(|f| f.name.clone()).collect::<Vec<_>>();
+    let whole = read(&promise, pid, Stage::ExecStop, &PLACE).expect("proof");
+    let first = around(&promise, pid, Stage::ExecStop, &PLACE).expect("first half");
+    // What exec(2) may change, and whatever else is the second half's, is read only then.
+    sched::set(pid, &Scheduler::Other { nice: 3 }, 0).expect("chrt");
+    std::fs::write(format!("/proc/{pid}/oom_score_adj"), "5").expect("oom_score_adj");
+    let second = within(&promise, first, Stage::ExecStop, &PLACE).expect("second half");
+    assert_eq!(names(&second), names(&whole), "no fact is dropped");
+    let wrong: Vec<&str> = second.failures().map(|f| f.name.as_str()).collect();
+    assert_eq!(wrong, ["sched", "oom_score_adj"]);
+    // And what the first half found wrong stays wrong.
+    let mut other = promise.clone();
+    other.readonly_paths.push("/tmp".into());
+    let first = around(&other, pid, Stage::ExecStop, &PLACE).expect("first half");
+    let whole = within(&other, first, Stage::ExecStop, &PLACE).expect("second half");
+    assert!(whole.failures().any(|f| f.name == "paths.readonly"));
+}
+
+#[test]
 fn each_promise_that_differs_is_found() {
     let child = sleeper("");
     let table: [(&str, Change); 10] = [
