@@ -183,6 +183,7 @@ impl State {
             .values()
             .find(|i| i.id == wanted || i.name == wanted);
         if let Some(namesake) = namesake
+            && !matches!(slot, Slot::Pool { .. })
             && namesake.slot.rule() == slot.rule()
             && self.want(&namesake.slot).is_none()
         {

@@ -90,6 +90,9 @@ pub(crate) struct State {
     timers: BTreeSet<(u64, Slot)>,
     /// Events that are not passed on as fast as they come.
     storms: storm::Storms,
+    /// Members of pools to be made again, once what took their place has been let go: on a node of few housekeeping
+    /// CPUs the making of the next would delay it.
+    refills: BTreeSet<Slot>,
     /// Reserved cores or budget were given back: those that wait may try.
     freed: bool,
     /// Nothing is started or stopped before monitors and devices have been found.
@@ -119,6 +122,7 @@ impl State {
             dirty: BTreeSet::new(),
             timers: BTreeSet::new(),
             storms: storm::Storms::default(),
+            refills: BTreeSet::new(),
             freed: false,
             ready: false,
         }
@@ -209,9 +213,13 @@ impl State {
         if !self.ready {
             return;
         }
+        self.refill();
         loop {
             while let Some(slot) = self.dirty.pop_first() {
                 self.drive(&slot, out);
+                if self.dirty.is_empty() {
+                    self.refill();
+                }
             }
             if !std::mem::take(&mut self.freed) {
                 break;

@@ -78,8 +78,25 @@ impl State {
         ));
         self.slots.remove(&pool);
         self.slots.insert(old.slot, armed.to_owned());
-        // Fill the pool again.
-        self.dirty.insert(pool);
+        self.refills.insert(pool);
+    }
+
+    /// Fills pools again whose members have been let go, or came to nothing.
+    pub(super) fn refill(&mut self) {
+        let starting = |slot: &Slot| {
+            let mut all = self.instances.values();
+            all.any(|i| i.phase == Phase::Starting && i.slot.rule() == slot.rule())
+        };
+        let due: Vec<Slot> = self
+            .refills
+            .iter()
+            .filter(|slot| !starting(slot))
+            .cloned()
+            .collect();
+        for slot in due {
+            self.refills.remove(&slot);
+            self.dirty.insert(slot);
+        }
     }
 
     /// `id` found no place: tells members of pools to go where that makes room.

@@ -8,7 +8,6 @@ use berth_launcher::client::connect_monitor;
 use berth_launcher::frame::encode;
 use berth_launcher::wire::{self, Command, LaunchRequest, Refusal, Reply};
 use berth_runtime::proof::{Fact, Proof};
-use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use crate::core::{Effect, Event, NoticeKind, Report};
 
@@ -21,7 +20,7 @@ const IN_FLIGHT: usize = 32;
 /// The connection to one monitor.
 pub(crate) struct Link {
     serial: u64,
-    orders: UnboundedSender<Vec<u8>>,
+    orders: link::Orders,
     /// The container; for the day that its monitor dies.
     pub pidfd: Option<OwnedFd>,
     /// Nothing was said on it yet: a refusal is the launcher's, and there is no monitor.
@@ -51,8 +50,12 @@ pub(crate) enum Expect {
 const NOBODY: u64 = 0;
 
 impl Agent {
+    /// First what is to be done, then what is to be told of it: log and audit are files, and nobody waits for them.
     pub(super) fn perform_all(&mut self, effects: Vec<Effect>, events: &mut VecDeque<Event>) {
-        for effect in effects {
+        let (notes, deeds): (Vec<Effect>, Vec<Effect>) = effects
+            .into_iter()
+            .partition(|effect| matches!(effect, Effect::Note(_)));
+        for effect in deeds.into_iter().chain(notes) {
             self.perform(effect, events);
         }
     }
@@ -230,15 +233,7 @@ impl Agent {
         fresh: bool,
     ) -> std::io::Result<()> {
         self.serial += 1;
-        let (orders, taken) = unbounded_channel();
-        link::spawn(
-            id.to_owned(),
-            self.serial,
-            stream,
-            rest,
-            taken,
-            self.queue.clone(),
-        )?;
+        let orders = link::spawn(id.to_owned(), self.serial, stream, rest, self.queue.clone())?;
         let begun = fresh.then(Instant::now);
         let link = Link {
             serial: self.serial,
@@ -274,8 +269,7 @@ impl Agent {
         };
         match encode(command) {
             Ok(line) => {
-                // A closed channel: the end of the link is in the queue already.
-                let _ = link.orders.send(line);
+                link.orders.send(&line);
                 link.expect.extend(expect);
             }
             Err(error) => tracing::error!(id, %error, "an order cannot be sent"),

@@ -284,11 +284,10 @@ fn an_armed_container_takes_the_device_and_the_pool_fills_again() {
         },
     );
     assert_eq!(w.phase("pump-armed-0"), "armed");
-    assert_eq!(
-        w.plug(TTY, "serial", "1"),
-        ["start pump-armed-0", "launch pump-armed-0-2"]
-    );
-    w.report("pump-armed-0", started());
+    // The next member is not made beside the one that is let go.
+    assert_eq!(w.plug(TTY, "serial", "1"), ["start pump-armed-0"]);
+    assert_eq!(w.later(1), Vec::<String>::new());
+    assert_eq!(w.report("pump-armed-0", started()), ["launch pump-armed-0-2"]);
     assert_eq!(w.phase("pump-armed-0"), "running");
     assert_eq!(w.state.instances["pump-armed-0"].name, "pump-ttyusb0");
     assert_eq!(
@@ -298,6 +297,29 @@ fn an_armed_container_takes_the_device_and_the_pool_fills_again() {
     w.down("pump-armed-0", 0);
     assert_eq!(w.phase("pump-armed-0"), "absent");
     assert_eq!(w.state.held().len(), 1, "the pool's own");
+}
+
+#[test]
+fn a_pool_is_filled_again_too_where_its_member_came_to_nothing() {
+    let ends: [fn(&mut World) -> Vec<String>; 3] = [
+        |w| w.report("pump-armed-0", Report::Failed(refusal("prove"))),
+        |w| w.report("pump-armed-0", Report::Closed),
+        |w| w.unplug(TTY),
+    ];
+    for (n, end) in ends.into_iter().enumerate() {
+        let (mut w, _) = World::ready(3, &serial("armed: 1"));
+        w.report(
+            "pump-armed-0",
+            Report::Created {
+                pid: 5,
+                start_time: 1,
+                takes: true,
+            },
+        );
+        assert_eq!(w.plug(TTY, "serial", "1"), ["start pump-armed-0"]);
+        let out = end(&mut w);
+        assert!(out.iter().any(|e| e == "launch pump-armed-0-2"), "{n}: {out:?}");
+    }
 }
 
 #[test]

@@ -110,7 +110,7 @@ fn an_armed_container_that_cannot_start_is_stopped_and_counts() {
     w.plug("/d/tty1", "serial", "1");
     assert_eq!(
         w.report("pump-armed-0", Report::Refused(refusal("request"))),
-        ["stop pump-armed-0"]
+        ["stop pump-armed-0", "launch pump-armed-0-2"]
     );
     w.down("pump-armed-0", 0);
     assert_eq!(w.phase("pump-tty1"), "backoff");
