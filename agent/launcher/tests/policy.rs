@@ -5,7 +5,7 @@
 
 mod rig;
 
-use berth_launcher::wire::Event;
+use berth_launcher::wire::{Event, Reply};
 use rig::{FOREVER, Rig, exited, next_event, refused, release};
 use serde_json::{Value, json};
 
@@ -154,6 +154,21 @@ fn each_launch_is_recorded_with_its_proof_and_no_secret_of_its_command_line() {
         .filter(|r| r.subject == "a")
         .map(|r| r.kind.as_str())
         .collect();
+    // Each in its order, though what need not be recorded first is put off.
+    let mut armed = rig.send(&rig.request("c", FOREVER, json!({"armed": true})));
+    assert!(matches!(next_event(&mut armed), Event::Created { .. }));
+    armed.send(&json!({"op": "start"}), &[]).unwrap();
+    assert!(matches!(next_event(&mut armed), Event::Started { .. }));
+    let of_c = || -> Vec<String> {
+        let records = rig.audit().into_iter().filter(|r| r.subject == "c");
+        records.map(|r| r.kind).filter(|k| k != "request").collect()
+    };
+    rig.until("it is recorded", || of_c().len() == 2);
+    assert_eq!(of_c(), ["start", "launch"]);
+    armed.send(&json!({"op": "signal", "signal": 9}), &[]).unwrap();
+    assert!(matches!(armed.receive().unwrap().unwrap().reply, Reply::Done));
+    exited(&mut armed);
+    release(&mut armed);
     for kind in ["request", "launch", "order", "end"] {
         assert!(kinds.contains(&kind), "{kind}: {kinds:?}");
     }
@@ -187,6 +202,20 @@ fn with_required_records_nothing_runs_unrecorded() {
     let refusal = refused(&mut rig.send(&rig.request("b", "true", json!({}))));
     assert_eq!(refusal.stage, "audit", "{refusal:?}");
     rig.assert_gone("b");
+    // Nor is what was armed while it could be recorded let go.
+    std::fs::remove_file(&current).unwrap();
+    std::fs::rename(rig.temp.path().join("aside"), &current).unwrap();
+    let mut armed = rig.send(&rig.request("d", "echo ran", json!({"armed": true})));
+    assert!(matches!(next_event(&mut armed), Event::Created { .. }));
+    std::fs::rename(&current, rig.temp.path().join("aside")).unwrap();
+    std::os::unix::fs::symlink("/dev/full", &current).unwrap();
+    armed.send(&json!({"op": "start"}), &[]).unwrap();
+    assert_eq!(refused(&mut armed).stage, "start");
+    assert_eq!(rig.log("d"), "");
+    armed.send(&json!({"op": "stop"}), &[]).unwrap();
+    exited(&mut armed);
+    release(&mut armed);
+    rig.assert_gone("d");
     // Without it the launch goes on, and the log is mended at the next record.
     rig.policy(&json!({}));
     assert_eq!(rig.launch("c", "true", json!({})).finish().code, Some(0));

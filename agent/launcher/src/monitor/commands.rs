@@ -95,12 +95,24 @@ impl Monitor<'_> {
                             .detail(
                                 json!({"devices": record::devices(&devices), "interfaces": interfaces_named}),
                             );
-                        self.note(entry);
+                        // What need not be recorded first is recorded once it runs.
+                        if self.policy.audit.required {
+                            if let Err(refusal) = self.recorder.note(entry) {
+                                let refusal = Refusal {
+                                    stage: "start".into(),
+                                    ..refusal
+                                };
+                                return self.say(number, &Reply::Refused(refusal), Vec::new());
+                            }
+                        } else {
+                            self.owed.set(Some(entry));
+                        }
                         self.begun = std::time::Instant::now();
                         self.timing.clear();
                         self.request.labels.extend(labels);
                         self.request.notes.extend(notes);
                         self.start(args, env, devices, interfaces);
+                        self.pay();
                     }
                 }
             }

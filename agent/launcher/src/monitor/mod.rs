@@ -24,6 +24,7 @@ pub(crate) mod quiet;
 mod uevents;
 pub(crate) mod wakeups;
 
+use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -116,6 +117,8 @@ struct Exec {
 /// One container's keeper.
 pub(crate) struct Monitor<'a> {
     recorder: &'a Recorder,
+    /// An entry that is kept once nobody waits for this process any more.
+    owed: Cell<Option<Entry>>,
     secrets: crate::secrets::Ready,
     relabel: Vec<(std::path::PathBuf, String)>,
     on_drift: OnDrift,
@@ -196,6 +199,7 @@ impl<'a> Monitor<'a> {
         match Monitor::prepare(&seed) {
             Ok((signals, listener)) => Ok(Monitor {
                 recorder,
+                owed: Cell::new(None),
                 policy: seed.policy,
                 secrets: seed.secrets,
                 relabel: seed.relabel,
@@ -398,9 +402,17 @@ impl<'a> Monitor<'a> {
         }
     }
 
-    /// Keeps an entry about this container in the launcher's audit log.
+    /// Keeps an entry about this container in the launcher's audit log, behind the one that is still owed.
     fn note(&self, entry: Entry) {
+        self.pay();
         self.recorder.note(entry).ok();
+    }
+
+    /// Keeps the entry that was put off.
+    fn pay(&self) {
+        if let Some(owed) = self.owed.take() {
+            self.recorder.note(owed).ok();
+        }
     }
 
     fn who(&self, number: u64) -> Option<Who> {

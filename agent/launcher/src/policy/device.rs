@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -120,19 +121,18 @@ impl Disks {
     /// What could not be read: nothing may be taken for free then.
     pub(crate) fn of_host(root: &Path) -> std::io::Result<Disks> {
         let mut disks = Disks::default();
-        let mounts = fs::read_to_string(root.join("proc/self/mountinfo"))?;
+        let mounts = read_long(&root.join("proc/self/mountinfo"))?;
+        // A node has dozens of mounts of a few file systems, and an armed container waits for this.
+        let (mut numbers, mut sources) = (BTreeSet::new(), BTreeSet::new());
         for line in mounts.lines() {
-            if let Some(number) = line.split(' ').nth(2).and_then(number) {
-                disks.add(root, number);
-            }
+            numbers.extend(line.split(' ').nth(2).and_then(number));
             // A file system over several disks (btrfs) has a number of its own: its source is one of them.
             let source = line.split(" - ").nth(1).and_then(|rest| rest.split(' ').nth(1));
-            if let Some(number) = source
-                .filter(|s| s.starts_with("/dev/"))
-                .and_then(|s| of_node(root, s))
-            {
-                disks.add(root, number);
-            }
+            sources.extend(source.filter(|s| s.starts_with("/dev/")));
+        }
+        numbers.extend(sources.into_iter().filter_map(|source| of_node(root, source)));
+        for number in numbers {
+            disks.add(root, number);
         }
         match fs::read_to_string(root.join("proc/swaps")) {
             Ok(swaps) => {
@@ -186,6 +186,13 @@ impl Disks {
             }
         }
     }
+}
+
+/// A file of the kernel's that does not say how long it is, in few calls.
+fn read_long(path: &Path) -> std::io::Result<String> {
+    let mut text = String::with_capacity(32 << 10);
+    fs::File::open(path)?.read_to_string(&mut text)?;
+    Ok(text)
 }
 
 fn number(text: &str) -> Option<(u32, u32)> {
