@@ -388,3 +388,54 @@ fn memory_node(device: &Device) -> Option<u32> {
         folder = folder.parent().filter(|above| above.starts_with(&root))?;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use berth_documents::{Source, check_sources};
+
+    /// A connector is there all the time; what is plugged into it shows in an attribute, at its `change`.
+    #[test]
+    fn a_connector_matches_while_something_is_plugged_into_it() {
+        let sys = tempfile::tempdir().unwrap();
+        let folder = sys.path().join("devices/card0/card0-HDMI-A-1");
+        std::fs::create_dir_all(&folder).unwrap();
+        let status = |text: &str| std::fs::write(folder.join("status"), format!("{text}\n")).unwrap();
+        let event = |action: Action| DeviceEvent {
+            device: serde_json::from_value(serde_json::json!({
+                "sysRoot": sys.path(), "devpath": "/devices/card0/card0-HDMI-A-1",
+                "properties": {"SUBSYSTEM": "drm", "DEVTYPE": "drm_connector"},
+            }))
+            .unwrap(),
+            action,
+            seqnum: 0,
+            devpath_old: None,
+        };
+        let yaml = "apiVersion: berth/v1\nkind: Workload\nmetadata: {name: screen}\nspec: {image: x, run: onDevice}\n---\n\
+                    apiVersion: berth/v1\nkind: HotplugRule\nmetadata: {name: screen}\n\
+                    spec: {workload: screen, match: 'SUBSYSTEM==\"drm\", ATTR{status}==\"connected\"'}\n";
+        let mut matcher = Matcher::new(false);
+        let source = Source {
+            name: "t.yaml".into(),
+            text: yaml.into(),
+        };
+        let report = check_sources(&[source], &Set::default());
+        assert!(report.faults.is_empty(), "{:?}", report.faults);
+        assert!(matcher.set_rules(&report.set).is_empty());
+        let mut matches = |action: Action| {
+            let mut found = Found::default();
+            matcher.apply(event(action), &mut found);
+            let of = |event: Event| match event {
+                Event::Device { matches, .. } => Some(matches.len()),
+                _ => None,
+            };
+            found.events.into_iter().filter_map(of).collect::<Vec<_>>()
+        };
+        status("disconnected");
+        assert!(matches(Action::Add).is_empty());
+        status("connected");
+        assert_eq!(matches(Action::Change), [1]);
+        status("disconnected");
+        assert_eq!(matches(Action::Change), [0], "it matches no longer");
+    }
+}
