@@ -23,6 +23,10 @@ pub(crate) fn tests(guest: &Guest) -> Vec<Trial> {
     vec![
         guest.test("vfio: a function is bound, used, given back to its driver", bound),
         guest.test(
+            "vfio: a group of two functions is refused by name, given whole, or as a bundle",
+            group,
+        ),
+        guest.test(
             "vfio: what the policy does not name, and a disk of the host's, are refused",
             refused,
         ),
@@ -104,6 +108,77 @@ fn bound(vm: &mut Vm) -> Result<()> {
         on_guest::gone(vm, "whole")?;
     }
     on_guest::delete(vm, &documents)?;
+    vm.sh(FORGET).map(drop)
+}
+
+/// Drivers of the two functions behind the port, by address.
+const BOTH: &str = "for d in /sys/bus/pci/devices/*; do case $(cat $d/class) in 0x010802) p=${d%.*};; esac; done; \
+     for d in $p.*; do basename $(readlink $d/driver); done; cd /sys/kernel/iommu_groups/$(basename $(readlink $p.0/iommu_group))/devices && ls";
+
+/// A disk and a network card as two functions of one device without access control between them: one IOMMU group.
+fn group(vm: &mut Vm) -> Result<()> {
+    vm.sh("modprobe -a vfio-pci vfio_iommu_type1")?;
+    vm.sh(POLICY)?;
+    on_guest::agent(vm)?;
+    // The guest looks at the device when its first function comes.
+    vm.plug(
+        "virtio-net-pci",
+        json!({"id": "second", "bus": "rp3", "addr": "0x0.1", "multifunction": true, "netdev": "net1", "mac": "52:54:00:be:27:40"}),
+    )?;
+    vm.plug(
+        "nvme",
+        json!({"id": "first", "bus": "rp3", "addr": "0x0.0", "multifunction": true, "drive": "disk1", "serial": "GROUP"}),
+    )?;
+    vm.until(
+        "both have their drivers",
+        &format!("{BOTH} && ls /dev/nvme*n1"),
+        LIMIT,
+    )?;
+    let there = vm.sh(BOTH)?;
+    ensure!(
+        there.starts_with("nvme\nvirtio-pci\n") && there.lines().count() == 4,
+        "not two functions in one group:\n{there}"
+    );
+    let disk = "SUBSYSTEM==\"pci\", ATTR{class}==\"0x010802\"";
+    let alone = documents(disk);
+    on_guest::apply(vm, &alone)?;
+    let failed = on_guest::in_phase(vm, "whole", "failed")?;
+    let why = failed["reason"].to_string();
+    ensure!(
+        why.contains(".1 (virtio-pci)") && why.contains("others that drivers of the host have"),
+        "{why}"
+    );
+    ensure!(vm.sh(BOTH)? == there, "something was bound");
+    // Whole, and then each function by a rule of its own place in a bundle.
+    let whole = alone.replace("vfio: {}", "vfio: {wholeGroup: true}");
+    let (head, _) = alone.split_once("  match: ").context("no match")?;
+    let member =
+        |name: &str, matches: &str| format!("    - {{name: {name}, match: '{matches}', vfio: {{}}}}\n");
+    let card = "SUBSYSTEM==\"pci\", ATTR{class}==\"0x020000\", KERNEL==\"*.1\"";
+    let bundle = format!(
+        "{head}  bundle:\n    devices:\n{}{}",
+        member("disk", disk),
+        member("card", card)
+    );
+    for documents in [whole, bundle] {
+        on_guest::apply(vm, &documents)?;
+        let name = on_guest::running(vm, "whole")?;
+        let bound = vm.sh(BOTH)?;
+        ensure!(bound.starts_with("vfio-pci\nvfio-pci\n"), "{documents}\n{bound}");
+        let opened = vm.sh(&format!(
+            "berth exec {name} /bin/sh -c 'for g in /dev/vfio/[0-9]*; do : <>$g && echo opened; done'"
+        ))?;
+        ensure!(opened.lines().count() == 1, "one group: {opened}");
+        on_guest::delete(vm, &documents)?;
+        on_guest::gone(vm, "whole")?;
+        vm.until(
+            "both have their drivers again",
+            &format!("[ \"$({BOTH})\" = '{}' ]", there.trim_end()),
+            LIMIT,
+        )?;
+    }
+    vm.unplug("first")?;
+    vm.unplug("second").ok();
     vm.sh(FORGET).map(drop)
 }
 
