@@ -76,7 +76,7 @@ fn boots() -> Vec<(Spec, Vec<Tests>)> {
             ],
         ),
         (power::POWER, vec![|_| power::tests()]),
-        (boots::ARM64, vec![firmware::tests]),
+        (boots::ARM64, vec![firmware::tests, tuning::short]),
         (boots::SELINUX, vec![selinux::tests]),
         (boots::SYSTEMD, vec![systemd::tests]),
         (

@@ -74,7 +74,8 @@ pub(crate) fn without_sweep(guest: &Guest) -> Vec<Trial> {
     tests
 }
 
-fn short(guest: &Guest) -> Vec<Trial> {
+/// Without what x86 alone has.
+pub(crate) fn short(guest: &Guest) -> Vec<Trial> {
     vec![
         guest.test("every item of check is read, or absent with its reason", check),
         guest.test("tuned, checked, and put back bit for bit", whole),
