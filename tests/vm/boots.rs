@@ -17,7 +17,7 @@ use crate::lanes::Trial;
 /// Binaries above this many bytes carry symbols that no guest needs: their copy is stripped. What ships is below.
 const SYMBOLS: u64 = 12 << 20;
 /// Runs what the guest's own folder brings, installs berth and loads the sample images: what every guest but one begins with.
-const INSTALL: &str = "[ ! -e /host/setup ] || sh /host/setup || exit 1; for p in berth berth-escape berth-kill-at; do [ ! -e /host/$p ] || cp /host/$p /usr/bin/; done; mkdir -p /etc/berth && \
+const INSTALL: &str = "[ ! -e /host/setup ] || sh /host/setup || exit 1; for p in berth berth-escape berth-fields berth-kill-at; do [ ! -e /host/$p ] || cp /host/$p /usr/bin/; done; mkdir -p /etc/berth && \
      for i in busybox worker; do berth image load /host/berth-sample-$i.tar; done && berth image ls && umount /host";
 
 /// What a guest says of a test that failed; and the documents that it applied are taken away.
@@ -91,6 +91,8 @@ pub(crate) const PLAIN: Spec = Spec {
     share: |share| {
         let escape = env!("CARGO_BIN_EXE_berth-escape");
         std::fs::copy(escape, share.join("berth-escape")).with_context(|| format!("copy {escape}"))?;
+        let fields = env!("CARGO_BIN_EXE_berth-fields");
+        std::fs::copy(fields, share.join("berth-fields")).with_context(|| format!("copy {fields}"))?;
         let kill_at = env!("CARGO_BIN_EXE_berth-kill-at");
         std::fs::copy(kill_at, share.join("berth-kill-at")).with_context(|| format!("copy {kill_at}"))?;
         Ok(())

@@ -11,6 +11,7 @@ mod cycles;
 mod devices;
 mod dist;
 mod escape;
+mod fields;
 mod firmware;
 mod journey;
 mod lanes;
@@ -59,6 +60,7 @@ fn boots() -> Vec<(Spec, Vec<Tests>)> {
                 plain::tests,
                 profiles::tests,
                 escape::tests,
+                fields::tests,
                 tuning::tests,
                 // The last of its boot: it resets the guest.
                 watchdog::tests,
