@@ -8,6 +8,8 @@ pub(crate) mod cpusets;
 mod devices;
 mod files;
 mod image;
+#[cfg(test)]
+mod machines;
 mod power;
 #[cfg(test)]
 mod tests;
