@@ -378,4 +378,7 @@ mod oracle;
 mod rules_tests;
 
 #[cfg(test)]
+mod made_tests;
+
+#[cfg(test)]
 mod index_tests;
