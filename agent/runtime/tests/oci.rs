@@ -425,27 +425,6 @@ fn a_user_namespace_maps_its_users() {
 }
 
 #[test]
-fn a_time_namespace_is_made_and_joined() {
-    let time = |pid: &str| {
-        fs::read_link(format!("/proc/{pid}/ns/time"))
-            .unwrap()
-            .display()
-            .to_string()
-    };
-    let mut a = Bundle::new("exec sleep 1000");
-    a.set("/linux/namespaces/-", json!({"type": "time"}));
-    assert!(a.create().0);
-    let pid = a.state()["pid"].to_string();
-    assert_ne!(time(&pid), time("self"));
-    let mut b = Bundle::new("readlink /proc/self/ns/time");
-    b.set(
-        "/linux/namespaces/-",
-        json!({"type": "time", "path": format!("/proc/{pid}/ns/time")}),
-    );
-    assert_eq!(b.output().trim(), time(&pid));
-}
-
-#[test]
 fn a_tmpfs_can_begin_with_what_the_image_has() {
     let script = "cat /etc/inner/file; readlink /etc/link; stat -c %u:%g:%a /etc/inner /etc/inner/file; \
                   echo new > /etc/inner/file && echo written";
@@ -483,38 +462,6 @@ fn a_tmpfs_can_begin_with_what_the_image_has() {
     b.config["mounts"][last] =
         json!({"destination": "/etc", "source": "/etc", "options": ["bind", "tmpcopyup"]});
     assert!(b.refusal().contains("tmpcopyup"));
-}
-
-#[test]
-fn namespaces_are_joined_by_path() {
-    let a = Bundle::new("exec sleep 1000");
-    assert!(a.create().0);
-    let pid = a.state()["pid"].as_i64().unwrap();
-    let mut b = Bundle::new("readlink /proc/self/ns/net; readlink /proc/self/ns/ipc; hostname");
-    let ns = |kind: &str, file: &str| json!({"type": kind, "path": format!("/proc/{pid}/ns/{file}")});
-    b.set(
-        "/linux/namespaces",
-        json!([{"type": "mount"}, {"type": "pid"}, ns("network", "net"), ns("ipc", "ipc"), ns("uts", "uts")]),
-    );
-    b.set("/hostname", json!(null));
-    let out = b.output();
-    let link = |file: &str| {
-        fs::read_link(format!("/proc/{pid}/ns/{file}"))
-            .unwrap()
-            .display()
-            .to_string()
-    };
-    assert_eq!(
-        out.lines().collect::<Vec<_>>(),
-        [link("net"), link("ipc"), "edge".into()]
-    );
-    // A shared pid namespace: the other's first process is pid 1 there.
-    b.set("/linux/namespaces", json!([{"type": "mount"}, ns("pid", "pid")]));
-    b.set(
-        "/process/args",
-        json!(["/bin/sh", "-c", "cat /proc/1/comm; test $$ != 1"]),
-    );
-    assert!(!b.output().is_empty());
 }
 
 #[test]

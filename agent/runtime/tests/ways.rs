@@ -452,3 +452,56 @@ fn a_mount_namespace_whose_root_is_shared_is_refused() {
     b.config["linux"]["namespaces"][1]["path"] = json!("/proc/self/ns/uts");
     assert!(b.refusal().contains("join mount namespace"));
 }
+
+#[test]
+fn a_time_namespace_is_made_and_joined() {
+    let time = |pid: &str| {
+        fs::read_link(format!("/proc/{pid}/ns/time"))
+            .unwrap()
+            .display()
+            .to_string()
+    };
+    let mut a = Bundle::new("exec sleep 1000");
+    a.set("/linux/namespaces/-", json!({"type": "time"}));
+    assert!(a.create().0);
+    let pid = a.state()["pid"].to_string();
+    assert_ne!(time(&pid), time("self"));
+    let mut b = Bundle::new("readlink /proc/self/ns/time");
+    b.set(
+        "/linux/namespaces/-",
+        json!({"type": "time", "path": format!("/proc/{pid}/ns/time")}),
+    );
+    assert_eq!(b.output().trim(), time(&pid));
+}
+
+#[test]
+fn namespaces_are_joined_by_path() {
+    let a = Bundle::new("exec sleep 1000");
+    assert!(a.create().0);
+    let pid = a.state()["pid"].as_i64().unwrap();
+    let mut b = Bundle::new("readlink /proc/self/ns/net; readlink /proc/self/ns/ipc; hostname");
+    let ns = |kind: &str, file: &str| json!({"type": kind, "path": format!("/proc/{pid}/ns/{file}")});
+    b.set(
+        "/linux/namespaces",
+        json!([{"type": "mount"}, {"type": "pid"}, ns("network", "net"), ns("ipc", "ipc"), ns("uts", "uts")]),
+    );
+    b.set("/hostname", json!(null));
+    let out = b.output();
+    let link = |file: &str| {
+        fs::read_link(format!("/proc/{pid}/ns/{file}"))
+            .unwrap()
+            .display()
+            .to_string()
+    };
+    assert_eq!(
+        out.lines().collect::<Vec<_>>(),
+        [link("net"), link("ipc"), "edge".into()]
+    );
+    // A shared pid namespace: the other's first process is pid 1 there.
+    b.set("/linux/namespaces", json!([{"type": "mount"}, ns("pid", "pid")]));
+    b.set(
+        "/process/args",
+        json!(["/bin/sh", "-c", "cat /proc/1/comm; test $$ != 1"]),
+    );
+    assert!(!b.output().is_empty());
+}
