@@ -280,15 +280,16 @@ fn hook_fails() -> Result<()> {
 fn refused_fields() -> Result<()> {
     let cases: [(&str, Value, &str); 5] = [
         ("/linux/intelRdt", json!({"closID": "x"}), "intelRdt"),
+        // There is no time namespace that they could be of.
         (
             "/linux/timeOffsets",
             json!({"monotonic": {"secs": 1, "nanosecs": 0}}),
             "timeOffsets",
         ),
         (
-            "/linux/memoryPolicy",
-            json!({"mode": "MPOL_BIND", "nodes": "0"}),
-            "memoryPolicy",
+            "/linux/personality",
+            json!({"domain": "LINUX", "flags": ["ADDR_NO_RANDOMIZE"]}),
+            "personality",
         ),
         ("/vm", json!({"kernel": {"path": "/x"}}), "vm"),
         ("/windows", json!({"layerFolders": ["x"]}), "windows"),
