@@ -104,6 +104,10 @@ impl Vm {
         let answer = self
             .line(Duration::from_secs(300))
             .with_context(|| format!("in: {script}"))?;
+        ensure!(
+            !answer.starts_with("ready"),
+            "the guest was booted anew, in: {script}"
+        );
         let (code, output) = answer.trim().split_once(' ').unwrap_or((answer.trim(), ""));
         let output = String::from_utf8_lossy(&BASE64.decode(output.trim())?).into_owned();
         Ok((code.parse()?, output))

@@ -80,13 +80,13 @@ case $is in *" 50 1 isolated") ;; *) echo "is $is"; exit 1 ;; esac
 "#;
 
 /// A FIFO container is replaced again and again on its cores: each time the partition, the policy and the proof are there
-/// anew. 40 times in one CI run.
+/// anew. 20 times in one CI run.
 fn replaced(vm: &mut Vm) -> Result<()> {
     on_guest::agent(vm)?;
     let yaml = node_and_loop("policy: fifo, priority: 50", "required");
     on_guest::apply(vm, &yaml)?;
     on_guest::running(vm, "loop")?;
-    let count = crate::plug::rounds(40);
+    let count = crate::plug::rounds(20);
     for from in (0..count).step_by(40) {
         let to = (from + 40).min(count) - 1;
         vm.sh(&format!("rounds=\"$(seq {from} {to})\"{REPLACE}"))?;

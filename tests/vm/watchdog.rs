@@ -115,6 +115,7 @@ fn launcher(vm: &mut Vm) -> Result<()> {
 }
 
 fn stopped(vm: &mut Vm) -> Result<()> {
+    vm.sh("sync")?;
     start(vm)?;
     vm.sh(&format!("sync; {PIDS}kill -STOP $(pids agent)"))?;
     ensure!(fired(vm, LIMIT)?, "the agent is stopped and nothing happens");
@@ -127,6 +128,9 @@ fn stopped(vm: &mut Vm) -> Result<()> {
 /// A device that is in place over the reset has its workload started once.
 fn killed(vm: &mut Vm) -> Result<()> {
     crate::plug::put_in_place(vm)?;
+    // What is to be there after the reset is on the disk before anything has to be kept alive: while much is written, the
+    // agent's own files wait for it, longer than the watchdog does.
+    vm.sh("sync")?;
     start(vm)?;
     vm.sh(&format!("sync; {PIDS}kill -9 $(pids agent)"))?;
     ensure!(fired(vm, LIMIT)?, "the agent is dead and nothing happens");
