@@ -26,6 +26,7 @@ pub(crate) fn partitions(guest: &Guest) -> Vec<Trial> {
             Ok(())
         }),
         guest.test("a FIFO container replaced on its cores, again and again", replaced),
+        guest.test("a probe counts wake-ups in the partition, below the workload", probed),
         guest.test("kernel threads that a hog keeps off its core are named", hog),
         guest.test("deadline beyond what the root domain has is refused", refused_bandwidth),
     ]
@@ -95,6 +96,93 @@ fn replaced(vm: &mut Vm) -> Result<()> {
     vm.sh("berth prove loop")?;
     on_guest::delete(vm, &yaml)?;
     on_guest::gone(vm, "loop")
+}
+
+/// Looks at the probe of the container whose first process is $pid: its cgroup's partition, user, CPUs, rt_priority and
+/// policy, descriptors.
+const PROBE: &str = r#"
+group=/sys/fs/cgroup$(sed -n 's/^0:://p' /proc/$pid/cgroup)
+probe=$(for p in $(cat $group/cgroup.procs); do grep -q '^berth-probe$' /proc/$p/comm && echo $p; done)
+echo $probe; echo $group; cat $group/cpuset.cpus.partition $group/cpuset.cpus.effective
+sed -n 's/^\(Uid\|Cpus_allowed_list\|CapEff\):\t//p' /proc/$probe/status
+sed 's/.*) //' /proc/$probe/stat | cut -d' ' -f38,39
+ls /proc/$probe/fd | wc -l
+"#;
+
+/// The probe beside a workload that asks for one: within its partition, on its CPU, one priority below it. It counts while the
+/// workload's isolation is proven, and goes with it.
+fn probed(vm: &mut Vm) -> Result<()> {
+    on_guest::agent(vm)?;
+    let yaml = node_and_loop("policy: fifo, priority: 50", "required").replace("name: loop", "name: probed")
+        + "  wakeups: probe\n";
+    on_guest::apply(vm, &yaml)?;
+    let container = on_guest::in_phase(vm, "probed", "running")?;
+    let pid = container["pid"].as_i64().context("no pid")?;
+    let name = container["name"].as_str().context("no name")?;
+    let cpu = container["cpus"].as_str().context("no CPUs")?;
+    // It takes its user and its CPU once it runs.
+    vm.until(
+        "it samples",
+        &format!("pid={pid}{PROBE}[ \"$(awk '/^Uid:/ {{print $2}}' /proc/$probe/status)\" = 65534 ]"),
+        LIMIT,
+    )?;
+    let there = vm.sh(&format!("pid={pid}{PROBE}"))?;
+    let lines: Vec<&str> = there.lines().collect();
+    let [
+        probe,
+        group,
+        partition,
+        cpus,
+        user,
+        rights,
+        on,
+        policy,
+        descriptors,
+    ] = lines[..]
+    else {
+        anyhow::bail!("{there}");
+    };
+    ensure!(
+        (partition, cpus, policy) == ("isolated", cpu, "49 1"),
+        "the workload has CPUs {cpu}; its probe: {there}"
+    );
+    // It goes from one of its CPUs to the next.
+    ensure!(on == "2" || on == "3", "the probe may run on {on}");
+    let nobody = "65534\t65534\t65534\t65534";
+    ensure!(
+        (user, rights, descriptors) == (nobody, "0000000000000000", "0"),
+        "{there}"
+    );
+    let said = vm.sh("berth ps -o json")?;
+    ensure!(said.contains("probe, SCHED_FIFO 49"), "{said}");
+    let count = "wget -qO- http://127.0.0.1:9464/metrics | \
+        sed -n 's/^berth_run_delay_seconds_count{source=\"probe\",workload=\"probed\"} //p'";
+    vm.until(
+        "it is counted",
+        &format!("n=$({count}); [ \"${{n:-0}}\" -gt 10 ]"),
+        LIMIT,
+    )?;
+    let histogram = vm.sh(
+        "wget -qO- http://127.0.0.1:9464/metrics | grep '^berth_run_delay_seconds.*workload=\"probed\"'",
+    )?;
+    ensure!(
+        !histogram.contains("schedstat") && histogram.contains("le=\"+Inf\""),
+        "{histogram}"
+    );
+    // Beside it the proof holds, that of the isolation too, and nothing has drifted since.
+    let proof = vm.sh(&format!("berth prove {name}"))?;
+    ensure!(proof.contains("isolated (remote cpuset partition)"), "{proof}");
+    let now = on_guest::in_phase(vm, "probed", "running")?;
+    ensure!(
+        now["pid"] == pid && now["drift"].as_array().is_none_or(Vec::is_empty),
+        "{now}"
+    );
+    on_guest::delete(vm, &yaml)?;
+    on_guest::gone(vm, "probed")?;
+    vm.sh(&format!(
+        "[ ! -e /proc/{probe} ] && [ ! -e {group} ] && ! ls /run/berth/containers/*/wakeups.json 2>/dev/null"
+    ))
+    .map(drop)
 }
 
 /// Nothing is left of the partitions of this kernel.
