@@ -4,7 +4,7 @@
 
 use anyhow::{Context, Result, ensure};
 use berth_tests::vm::Vm;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::boots::Guest;
 use crate::lanes::Trial;
@@ -61,6 +61,7 @@ snapshot() {
 /// In one guest the sweep of kills too: it takes longest.
 pub(crate) fn tests(guest: &Guest) -> Vec<Trial> {
     let mut tests = without_sweep(guest);
+    tests.push(guest.test("a network card's channels are set, and put back", channels));
     tests.push(guest.test("killed between any two steps, put back bit for bit", killed));
     tests
 }
@@ -231,6 +232,71 @@ fn fails(vm: &mut Vm) -> Result<()> {
         "exit {code}: {said}"
     );
     same(vm, "a tune that was refused")
+}
+
+/// As many as there are housekeeping CPUs, of one card.
+const CHANNELS: &str = r#"
+apiVersion: berth/v1
+kind: Node
+metadata: {name: guest}
+spec:
+  cpus: {housekeeping: "0-1", isolated: "2-3"}
+  network: {queues: housekeeping, devices: [{interface: NAME}]}
+"#;
+
+/// A virtio network card of four channels. Its other end is a tap device of this machine's, without an address and down: QEMU's
+/// other ends have one queue. It goes with the card, or with QEMU.
+fn channels(vm: &mut Vm) -> Result<()> {
+    ensure!(
+        std::path::Path::new("/dev/net/tun").exists(),
+        "no /dev/net/tun on this machine: modprobe tun"
+    );
+    let end = json!({"type": "tap", "id": "four", "queues": 4, "script": "no", "downscript": "no"});
+    vm.qmp("netdev_add", end)?;
+    let card = json!({"id": "four", "bus": "rp0", "netdev": "four", "mq": true, "vectors": 10, "mac": "52:54:00:be:27:44"});
+    vm.plug("virtio-net-pci", card)?;
+    let path = vm.until(
+        "the card is there",
+        "grep -l be:27:44 /sys/class/net/*/address",
+        crate::devices::LIMIT,
+    )?;
+    let name = path.split('/').nth(4).context("no name")?.to_owned();
+    // The kernel's own count of what is in use.
+    let queues = format!("echo $(ls /sys/class/net/{name}/queues)");
+    let four = "rx-0 rx-1 rx-2 rx-3 tx-0 tx-1 tx-2 tx-3\n";
+    ensure!(vm.sh(&queues)? == four, "before: {}", vm.sh(&queues)?);
+    prepare(vm, &CHANNELS.replace("NAME", &name))?;
+    let of_run_time = |vm: &mut Vm| -> Result<Vec<Value>> {
+        let all = findings(vm)?;
+        Ok(all.into_iter().filter(|one| one["when"] == "runTime").collect())
+    };
+    let state = |all: &[Value]| {
+        let found = all.iter().find(|one| one["knob"] == "nic-queues");
+        found.map(|one| (one["state"].clone(), one["actual"].clone()))
+    };
+    let before = of_run_time(vm)?;
+    ensure!(
+        state(&before) == Some((json!("differs"), json!("4 of at most 4"))),
+        "{before:#?}"
+    );
+    let tried = vm.sh("berth node tune --dry-run --from /tmp/node.yaml")?;
+    ensure!(tried.contains(&format!("channels of {name}")), "{tried}");
+    ensure!(vm.sh(&queues)? == four, "a dry run changes it");
+    vm.sh("berth node tune --from /tmp/node.yaml")?;
+    let after = of_run_time(vm)?;
+    ensure!(
+        state(&after) == Some((json!("ok"), json!("2 of at most 4")))
+            && after
+                .iter()
+                .all(|one| ["ok", "absent", "kept"].contains(&one["state"].as_str().unwrap_or_default())),
+        "not clean after tune: {after:#?}"
+    );
+    let two = vm.sh(&queues)?;
+    ensure!(two == "rx-0 rx-1 tx-0 tx-1\n", "the kernel says {two}");
+    vm.sh("berth node tune --undo && test ! -e /run/berth/node-tune.journal")?;
+    ensure!(vm.sh(&queues)? == four, "after undo: {}", vm.sh(&queues)?);
+    vm.unplug_all()?;
+    vm.qmp("netdev_del", json!({"id": "four"})).map(drop)
 }
 
 /// Each call of `tune` that changes something (SMALL has 8 changes, each with its line in the journal), killed on entry to
