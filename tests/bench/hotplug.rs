@@ -94,6 +94,8 @@ fn gone(agent: &mut Agent, workload: &str) -> Result<()> {
 }
 
 pub(crate) fn run(table: &mut Table, rounds: usize) -> Result<()> {
+    // The peer is crun, which refuses a hybrid node.
+    crate::oci::own_mounts()?;
     for (name, armed, bound) in [("cold", "0", 10.0), ("armed", "1", 2.0)] {
         let mut agent = Agent::start("bench-plug")?;
         agent.apply(&DOCUMENTS.replace("ARMED", armed))?;
